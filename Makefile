@@ -1,0 +1,30 @@
+# Two targets are for everybody: `make demo` and `make test`. Each installs or downloads what is missing, asks nothing, and changes neither
+# the host's kernel nor its boot loader nor its firewall. Everything it makes lies in bin/ and .cache/ of this clone.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  = -s -w -X proa/internal/version.Version=$(VERSION)
+
+.PHONY: build setup test demo bench vet clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+setup:
+	scripts/setup
+
+test: setup build
+	scripts/test
+
+demo: setup build
+	scripts/demo
+
+bench: setup build
+	scripts/bench
+
+vet:
+	$(GO) vet ./...
+	GOARCH=arm64 $(GO) vet ./...
+
+clean:
+	rm -rf bin .cache
