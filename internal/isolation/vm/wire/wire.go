@@ -9,10 +9,10 @@
 //
 // All integers are little endian. A frame is a header of 16 bytes and a payload:
 //
-//	 0       4      5      6       8        12        16
-//	 +-------+------+------+-------+--------+---------+-----------
-//	 | epoch | type | sub  | check |   id   | length  | payload ...
-//	 +-------+------+------+-------+--------+---------+-----------
+//	0       4      5      6       8        12        16
+//	+-------+------+------+-------+--------+---------+-----------
+//	| epoch | type | sub  | check |   id   | length  | payload ...
+//	+-------+------+------+-------+--------+---------+-----------
 //
 // check is a sum of the other header bytes: it tells a reader that has lost its
 // place before it believes a length. A frame of another epoch is skipped.
@@ -31,7 +31,8 @@
 // A request id is chosen by the host, never twice in one epoch. The id of a
 // Start or Exec request is afterwards the id of its process; sub says which of
 // the three streams of the process is meant: 0 stdin (to the agent), 1 stdout,
-// 2 stderr (to the host).
+// 2 stderr (to the host). A Request or Reply longer than one frame goes on in
+// further frames of the same id; all but the last have More set in sub.
 //
 // # Flow control
 //
@@ -81,10 +82,11 @@ const PortName = "proa.agent"
 
 // Limits of the protocol, in bytes unless said otherwise.
 const (
-	MaxData    = 32 << 10  // payload of one Data frame
-	MaxRequest = 4 << 20   // payload of one Request: arguments and environment may be long
-	MaxReply   = 512 << 10 // payload of one Reply, Error, Exited or Hello
-	Window     = 128 << 10 // unconsumed bytes of one stream
+	MaxData    = 32<<10 - HeaderLen // payload of one Data frame; with its header one buffer of the port driver
+	MaxRequest = 4 << 20            // payload of one Request: arguments and environment may be long
+	MaxReply   = 512 << 10          // payload of one Reply to Processes
+	MaxNote    = 16 << 10           // payload of any other Reply, and of Error, Exited and Hello
+	Window     = 128 << 10          // unconsumed bytes of one stream
 	// MaxProcesses is how many processes with streams one connection carries.
 	MaxProcesses = 1024
 	// MaxPending is how many requests may wait for their reply.
