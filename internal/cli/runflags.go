@@ -1,0 +1,573 @@
+package cli
+
+import (
+	"bufio"
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	units "github.com/docker/go-units"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+	"github.com/spf13/pflag"
+)
+
+// runFlags are the flags that run and create share, by Docker's names.
+type runFlags struct {
+	name, platform, cidfile                                  string
+	interactive, tty, init, vm                               bool
+	isolation, runtime                                       string
+	env, envFile, label, volume, mounts, tmpfs, publish      []string
+	expose, addHost, dns, dnsSearch, dnsOption, link         []string
+	capAdd, capDrop, securityOpt, groupAdd, device, ulimit   []string
+	sysctl, logOpt, volumesFrom, attach                      []string
+	publishAll, rm, readOnly, privileged, oomKillDisable     bool
+	network, networkAlias, ip, mac                           string
+	hostname, domainname, user, workdir, entrypoint, restart string
+	stopSignal, memory, memorySwap, memoryReservation        string
+	cpus, cpusetCpus, cpusetMems, shmSize, logDriver, userns string
+	pid, ipc, uts, cgroupns, cgroupParent                    string
+	cpuShares, cpuPeriod, cpuQuota, pidsLimit                int64
+	stopTimeout, oomScoreAdj                                 int
+	healthCmd                                                string
+	healthInterval, healthTimeout, healthStart               time.Duration
+	healthRetries                                            int
+	noHealthcheck                                            bool
+}
+
+func (f *runFlags) add(s *pflag.FlagSet) {
+	s.SetInterspersed(false)
+	s.BoolVar(&f.vm, "vm", false, "run behind a kernel of its own: short for --isolation vm")
+	s.StringVar(&f.isolation, "isolation", "", "wall around the container: container (default) or vm")
+	s.StringVar(&f.runtime, "runtime", "", "same as --isolation, by Docker's other name")
+	s.StringVar(&f.name, "name", "", "name of the container")
+	s.StringVar(&f.platform, "platform", "", "platform of the image, os/arch[/variant]")
+	s.StringVar(&f.cidfile, "cidfile", "", "write the container's id to this file")
+	s.BoolVarP(&f.interactive, "interactive", "i", false, "keep standard input open")
+	s.BoolVarP(&f.tty, "tty", "t", false, "give the process a terminal")
+	s.StringArrayVarP(&f.attach, "attach", "a", nil, "attach to stdin, stdout or stderr")
+	s.BoolVar(&f.init, "init", false, "run an init as PID 1 that forwards signals and reaps processes")
+	s.StringArrayVarP(&f.env, "env", "e", nil, "set an environment variable (NAME alone copies yours)")
+	s.StringArrayVar(&f.envFile, "env-file", nil, "read environment variables from a file")
+	s.StringArrayVarP(&f.label, "label", "l", nil, "set a label")
+	s.StringArrayVarP(&f.volume, "volume", "v", nil, "bind mount or volume: [SOURCE:]TARGET[:ro]")
+	s.StringArrayVar(&f.mounts, "mount", nil, "type=bind|volume|tmpfs,source=...,target=...[,readonly]")
+	s.StringArrayVar(&f.tmpfs, "tmpfs", nil, "tmpfs at a path: TARGET[:options]")
+	s.StringArrayVar(&f.volumesFrom, "volumes-from", nil, "take the volumes of another container")
+	s.StringArrayVarP(&f.publish, "publish", "p", nil, "publish a port: [[IP:]HOSTPORT:]PORT[/udp]")
+	s.BoolVarP(&f.publishAll, "publish-all", "P", false, "publish every exposed port on a free one")
+	s.StringArrayVar(&f.expose, "expose", nil, "declare a port without publishing it")
+	s.StringVar(&f.network, "network", "", "bridge (default), none, host or container:NAME")
+	s.StringVar(&f.network, "net", "", "same as --network")
+	_ = s.MarkHidden("net")
+	s.StringVar(&f.ip, "ip", "", "IPv4 address on the network")
+	s.StringVar(&f.mac, "mac-address", "", "MAC address on the network")
+	s.StringArrayVar(&f.addHost, "add-host", nil, "line for /etc/hosts: NAME:IP (IP may be host-gateway)")
+	s.StringArrayVar(&f.dns, "dns", nil, "DNS server")
+	s.StringArrayVar(&f.dnsSearch, "dns-search", nil, "DNS search domain")
+	s.StringArrayVar(&f.dnsOption, "dns-option", nil, "resolver option")
+	s.StringVarP(&f.hostname, "hostname", "h", "", "host name inside")
+	s.StringVar(&f.domainname, "domainname", "", "domain name inside")
+	s.StringVarP(&f.user, "user", "u", "", "user inside: NAME|UID[:GROUP|GID]")
+	s.StringArrayVar(&f.groupAdd, "group-add", nil, "further group of the process")
+	s.StringVarP(&f.workdir, "workdir", "w", "", "working directory inside")
+	s.StringVar(&f.entrypoint, "entrypoint", "", "replace the image's entrypoint (empty string: none)")
+	s.StringVar(&f.restart, "restart", "no", "restart policy: no, on-failure[:N], always, unless-stopped")
+	s.BoolVar(&f.rm, "rm", false, "remove the container when it has ended")
+	s.BoolVar(&f.readOnly, "read-only", false, "root file system is read-only")
+	s.StringVar(&f.stopSignal, "stop-signal", "", "signal that asks the container to stop")
+	s.IntVar(&f.stopTimeout, "stop-timeout", -1, "seconds until a stop becomes a kill")
+	s.StringVarP(&f.memory, "memory", "m", "", "memory limit (128m, 2g)")
+	s.StringVar(&f.memorySwap, "memory-swap", "", "limit of memory and swap together; -1 is unlimited")
+	s.StringVar(&f.memoryReservation, "memory-reservation", "", "memory that is kept for it under pressure")
+	s.StringVar(&f.cpus, "cpus", "", "number of CPUs (1.5)")
+	s.Int64VarP(&f.cpuShares, "cpu-shares", "c", 0, "relative CPU weight")
+	s.Int64Var(&f.cpuPeriod, "cpu-period", 0, "CFS period in microseconds")
+	s.Int64Var(&f.cpuQuota, "cpu-quota", 0, "CFS quota in microseconds")
+	s.StringVar(&f.cpusetCpus, "cpuset-cpus", "", "CPUs it may use (0-1,3)")
+	s.StringVar(&f.cpusetMems, "cpuset-mems", "", "memory nodes it may use")
+	s.Int64Var(&f.pidsLimit, "pids-limit", 0, "limit of processes and threads; -1 is unlimited (default 4096)")
+	s.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm (64m)")
+	s.StringArrayVar(&f.ulimit, "ulimit", nil, "resource limit: NAME=SOFT[:HARD]")
+	s.BoolVar(&f.privileged, "privileged", false, "all capabilities and devices, no user namespace")
+	s.StringArrayVar(&f.capAdd, "cap-add", nil, "add a capability")
+	s.StringArrayVar(&f.capDrop, "cap-drop", nil, "drop a capability")
+	s.StringArrayVar(&f.securityOpt, "security-opt", nil, "no-new-privileges, seccomp=FILE|unconfined")
+	s.StringArrayVar(&f.device, "device", nil, "device of the host: PATH[:INSIDE[:rwm]]")
+	s.StringArrayVar(&f.sysctl, "sysctl", nil, "kernel parameter of the container: NAME=VALUE")
+	s.StringVar(&f.userns, "userns", "", "host: no user namespace of its own")
+	s.StringVar(&f.pid, "pid", "", "host or container:NAME")
+	s.StringVar(&f.ipc, "ipc", "", "private, shareable, host or container:NAME")
+	s.StringVar(&f.uts, "uts", "", "host")
+	s.StringVar(&f.cgroupns, "cgroupns", "", "private or host")
+	s.StringVar(&f.cgroupParent, "cgroup-parent", "", "parent cgroup")
+	s.IntVar(&f.oomScoreAdj, "oom-score-adj", 0, "preference of the OOM killer (-1000..1000)")
+	s.BoolVar(&f.oomKillDisable, "oom-kill-disable", false, "never kill it for memory (cgroup v1)")
+	s.StringVar(&f.logDriver, "log-driver", "", "json-file (default) or none")
+	s.StringArrayVar(&f.logOpt, "log-opt", nil, "max-size=20m, max-file=5")
+	s.StringVar(&f.healthCmd, "health-cmd", "", "command that tells whether it is healthy")
+	s.DurationVar(&f.healthInterval, "health-interval", 0, "time between two checks")
+	s.DurationVar(&f.healthTimeout, "health-timeout", 0, "time that a check may take")
+	s.DurationVar(&f.healthStart, "health-start-period", 0, "time at the start in which failures do not count")
+	s.IntVar(&f.healthRetries, "health-retries", 0, "failures in a row that make it unhealthy")
+	s.BoolVar(&f.noHealthcheck, "no-healthcheck", false, "run no health check, also none of the image's")
+}
+
+// parse turns flags and the words behind them into what the API takes.
+func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *container.HostConfig, *network.NetworkingConfig, error) {
+	fail := func(err error) (*container.Config, *container.HostConfig, *network.NetworkingConfig, error) {
+		return nil, nil, nil, err
+	}
+	cfg := &container.Config{
+		Image: args[0], Cmd: args[1:], Hostname: f.hostname, Domainname: f.domainname, User: f.user,
+		WorkingDir: f.workdir, Tty: f.tty, OpenStdin: f.interactive, StdinOnce: f.interactive,
+		AttachStdin: f.interactive, AttachStdout: true, AttachStderr: true,
+		StopSignal: f.stopSignal, Volumes: map[string]struct{}{}, ExposedPorts: network.PortSet{},
+	}
+	host := &container.HostConfig{
+		AutoRemove: f.rm, ReadonlyRootfs: f.readOnly, Privileged: f.privileged, PublishAllPorts: f.publishAll,
+		CapAdd: f.capAdd, CapDrop: f.capDrop, GroupAdd: f.groupAdd, ExtraHosts: f.addHost, DNSSearch: f.dnsSearch, DNSOptions: f.dnsOption,
+		VolumesFrom: f.volumesFrom, OomScoreAdj: f.oomScoreAdj,
+		NetworkMode: container.NetworkMode(f.network), PidMode: container.PidMode(f.pid), IpcMode: container.IpcMode(f.ipc),
+		UTSMode: container.UTSMode(f.uts), UsernsMode: container.UsernsMode(f.userns), CgroupnsMode: container.CgroupnsMode(f.cgroupns),
+		LogConfig: container.LogConfig{Type: f.logDriver, Config: map[string]string{}},
+		Runtime:   f.runtime, Isolation: container.Isolation(f.isolation),
+		Resources: container.Resources{
+			CPUShares: f.cpuShares, CPUPeriod: f.cpuPeriod, CPUQuota: f.cpuQuota,
+			CpusetCpus: f.cpusetCpus, CpusetMems: f.cpusetMems, CgroupParent: f.cgroupParent,
+		},
+	}
+	if f.vm {
+		if f.isolation != "" && f.isolation != "vm" {
+			return fail(fmt.Errorf("cannot use --vm together with --isolation %s", f.isolation))
+		}
+		host.Isolation = "vm"
+	}
+	if s.Changed("entrypoint") {
+		cfg.Entrypoint = []string{f.entrypoint}
+	}
+	if f.stopTimeout >= 0 {
+		cfg.StopTimeout = &f.stopTimeout
+	}
+	if f.init {
+		host.Init = &f.init
+	}
+	if f.oomKillDisable {
+		host.OomKillDisable = &f.oomKillDisable
+	}
+	if s.Changed("pids-limit") {
+		host.PidsLimit = &f.pidsLimit
+	}
+	for _, file := range f.envFile {
+		env, err := readEnvFile(file)
+		if err != nil {
+			return fail(err)
+		}
+		cfg.Env = append(cfg.Env, env...)
+	}
+	for _, e := range f.env {
+		cfg.Env = append(cfg.Env, expandEnv(e)...)
+	}
+	var err error
+	if cfg.Labels, err = keyValues("--label", f.label, true); err != nil {
+		return fail(err)
+	}
+	if host.Sysctls, err = keyValues("--sysctl", f.sysctl, false); err != nil {
+		return fail(err)
+	}
+	if host.LogConfig.Config, err = keyValues("--log-opt", f.logOpt, false); err != nil {
+		return fail(err)
+	}
+	for _, b := range []struct {
+		flag, value string
+		into        *int64
+	}{
+		{"--memory", f.memory, &host.Memory}, {"--memory-swap", f.memorySwap, &host.MemorySwap},
+		{"--memory-reservation", f.memoryReservation, &host.MemoryReservation}, {"--shm-size", f.shmSize, &host.ShmSize},
+	} {
+		if b.value == "-1" && b.flag == "--memory-swap" {
+			*b.into = -1
+		} else if b.value != "" {
+			if *b.into, err = units.RAMInBytes(b.value); err != nil {
+				return fail(fmt.Errorf("cannot read %s %q: it must be a size such as 128m or 2g", b.flag, b.value))
+			}
+		}
+	}
+	if f.cpus != "" {
+		n, err := strconv.ParseFloat(f.cpus, 64)
+		if err != nil || n <= 0 || n > 1<<20 {
+			return fail(fmt.Errorf("cannot read --cpus %q: it must be a positive number such as 1.5", f.cpus))
+		}
+		host.NanoCPUs = int64(math.Round(n * 1e9))
+	}
+	if host.RestartPolicy, err = parseRestart(f.restart); err != nil {
+		return fail(err)
+	}
+	for _, v := range f.volume {
+		if !strings.Contains(v, ":") {
+			cfg.Volumes[v] = struct{}{}
+			continue
+		}
+		src, rest, _ := strings.Cut(v, ":")
+		if strings.HasPrefix(src, ".") || strings.HasPrefix(src, "~") {
+			if src, err = filepath.Abs(src); err != nil {
+				return fail(err)
+			}
+		}
+		host.Binds = append(host.Binds, src+":"+rest)
+	}
+	for _, m := range f.mounts {
+		mt, err := parseMount(m)
+		if err != nil {
+			return fail(err)
+		}
+		host.Mounts = append(host.Mounts, mt)
+	}
+	for _, t := range f.tmpfs {
+		if host.Tmpfs == nil {
+			host.Tmpfs = map[string]string{}
+		}
+		target, opts, _ := strings.Cut(t, ":")
+		host.Tmpfs[target] = opts
+	}
+	if err := f.ports(cfg, host); err != nil {
+		return fail(err)
+	}
+	for _, d := range f.dns {
+		ip, err := netip.ParseAddr(d)
+		if err != nil {
+			return fail(fmt.Errorf("cannot read --dns %q: it must be an IP address", d))
+		}
+		host.DNS = append(host.DNS, ip)
+	}
+	for _, u := range f.ulimit {
+		l, err := units.ParseUlimit(u)
+		if err != nil {
+			return fail(fmt.Errorf("cannot read --ulimit %q: %w", u, err))
+		}
+		host.Ulimits = append(host.Ulimits, l)
+	}
+	for _, d := range f.device {
+		parts := strings.Split(d, ":")
+		m := container.DeviceMapping{PathOnHost: parts[0], PathInContainer: parts[0], CgroupPermissions: "rwm"}
+		switch {
+		case len(parts) == 2 && strings.HasPrefix(parts[1], "/"):
+			m.PathInContainer = parts[1]
+		case len(parts) == 2:
+			m.CgroupPermissions = parts[1]
+		case len(parts) == 3:
+			m.PathInContainer, m.CgroupPermissions = parts[1], parts[2]
+		case len(parts) > 3:
+			return fail(fmt.Errorf("cannot read --device %q: it must be PATH[:INSIDE[:rwm]]", d))
+		}
+		host.Devices = append(host.Devices, m)
+	}
+	for _, o := range f.securityOpt {
+		if file, ok := strings.CutPrefix(o, "seccomp="); ok && file != "unconfined" && file != "builtin" {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				return fail(fmt.Errorf("cannot read seccomp profile: %w", err))
+			}
+			if !json.Valid(b) {
+				return fail(fmt.Errorf("cannot read seccomp profile %q: it is not JSON", file))
+			}
+			o = "seccomp=" + string(b)
+		}
+		host.SecurityOpt = append(host.SecurityOpt, o)
+	}
+	f.health(s, cfg)
+	var net *network.NetworkingConfig
+	if f.ip != "" || f.mac != "" {
+		ep := &network.EndpointSettings{}
+		if f.ip != "" {
+			ip, err := netip.ParseAddr(f.ip)
+			if err != nil {
+				return fail(fmt.Errorf("cannot read --ip %q: %w", f.ip, err))
+			}
+			ep.IPAMConfig = &network.EndpointIPAMConfig{IPv4Address: ip}
+		}
+		if f.mac != "" {
+			if err := ep.MacAddress.UnmarshalText([]byte(f.mac)); err != nil {
+				return fail(fmt.Errorf("cannot read --mac-address %q: %w", f.mac, err))
+			}
+		}
+		name := f.network
+		if name == "" {
+			name = "default"
+		}
+		net = &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{name: ep}}
+	}
+	return cfg, host, net, nil
+}
+
+func (f *runFlags) health(s *pflag.FlagSet, cfg *container.Config) {
+	if f.noHealthcheck {
+		cfg.Healthcheck = &container.HealthConfig{Test: []string{"NONE"}}
+		return
+	}
+	if f.healthCmd == "" && !s.Changed("health-interval") && !s.Changed("health-timeout") && !s.Changed("health-retries") && !s.Changed("health-start-period") {
+		return
+	}
+	h := &container.HealthConfig{Interval: f.healthInterval, Timeout: f.healthTimeout, StartPeriod: f.healthStart, Retries: f.healthRetries}
+	if f.healthCmd != "" {
+		h.Test = []string{"CMD-SHELL", f.healthCmd}
+	}
+	cfg.Healthcheck = h
+}
+
+// ports reads -p and --expose: [[IP:]HOST:]PORT[/PROTO], each number or range.
+func (f *runFlags) ports(cfg *container.Config, host *container.HostConfig) error {
+	host.PortBindings = network.PortMap{}
+	for _, e := range f.expose {
+		r, err := network.ParsePortRange(e)
+		if err != nil {
+			return fmt.Errorf("cannot read --expose %q: %w", e, err)
+		}
+		for p := range r.All() {
+			cfg.ExposedPorts[p] = struct{}{}
+		}
+	}
+	for _, p := range f.publish {
+		bad := func(why string) error {
+			return &hinted{fmt.Errorf("cannot read -p %q: %s", p, why), "examples: 8080:80, 127.0.0.1:8080:80, 53:53/udp, 80"}
+		}
+		spec, proto, _ := strings.Cut(p, "/")
+		var ip netip.Addr
+		if strings.HasPrefix(spec, "[") {
+			addr, rest, ok := strings.Cut(spec[1:], "]:")
+			if !ok {
+				return bad("an IPv6 address must be closed by ]:")
+			}
+			var err error
+			if ip, err = netip.ParseAddr(addr); err != nil {
+				return bad(err.Error())
+			}
+			spec = rest
+		}
+		parts := strings.Split(spec, ":")
+		if len(parts) == 3 && !ip.IsValid() {
+			var err error
+			if parts[0] != "" {
+				if ip, err = netip.ParseAddr(parts[0]); err != nil {
+					return bad(err.Error())
+				}
+			}
+			parts = parts[1:]
+		}
+		if len(parts) > 2 {
+			return bad("too many colons")
+		}
+		inside := parts[len(parts)-1]
+		if proto != "" {
+			inside += "/" + proto
+		}
+		to, err := network.ParsePortRange(inside)
+		if err != nil {
+			return bad(err.Error())
+		}
+		switch to.Proto() {
+		case network.TCP, network.UDP:
+		default:
+			return bad("the protocol must be tcp or udp")
+		}
+		if to.Start() == 0 {
+			return bad("port 0 inside cannot be published")
+		}
+		from, width := uint16(0), to.End()-to.Start()
+		choose := "" // a range of the host for one port inside: the engine picks
+		if len(parts) == 2 && parts[0] != "" {
+			r, err := network.ParsePortRange(parts[0])
+			if err != nil {
+				return bad(err.Error())
+			}
+			from = r.Start()
+			switch {
+			case r.End()-r.Start() == width:
+			case width == 0:
+				choose = parts[0]
+			default:
+				return bad("the two ranges differ in length")
+			}
+		}
+		i := uint16(0)
+		for port := range to.All() {
+			b := network.PortBinding{HostIP: ip}
+			if choose != "" {
+				b.HostPort = choose
+			} else if from != 0 {
+				b.HostPort = strconv.Itoa(int(from + i))
+			}
+			cfg.ExposedPorts[port] = struct{}{}
+			host.PortBindings[port] = append(host.PortBindings[port], b)
+			i++
+		}
+	}
+	return nil
+}
+
+func parseRestart(s string) (container.RestartPolicy, error) {
+	name, max, has := strings.Cut(s, ":")
+	p := container.RestartPolicy{Name: container.RestartPolicyMode(name)}
+	switch p.Name {
+	case "", container.RestartPolicyDisabled, container.RestartPolicyAlways, container.RestartPolicyUnlessStopped:
+		if has {
+			return p, fmt.Errorf("cannot read --restart %q: only on-failure takes a number", s)
+		}
+	case container.RestartPolicyOnFailure:
+		if has {
+			n, err := strconv.Atoi(max)
+			if err != nil || n < 0 {
+				return p, fmt.Errorf("cannot read --restart %q: %q is not a number of tries", s, max)
+			}
+			p.MaximumRetryCount = n
+		}
+	default:
+		return p, fmt.Errorf("cannot read --restart %q: it must be no, on-failure[:N], always or unless-stopped", s)
+	}
+	return p, nil
+}
+
+// parseMount reads --mount: comma separated key=value, as CSV.
+func parseMount(s string) (mount.Mount, error) {
+	m := mount.Mount{Type: mount.TypeVolume}
+	fields, err := csv.NewReader(strings.NewReader(s)).Read()
+	if err != nil {
+		return m, fmt.Errorf("cannot read --mount %q: %w", s, err)
+	}
+	yes := func(v string, has bool) (bool, error) {
+		if !has {
+			return true, nil
+		}
+		return strconv.ParseBool(v)
+	}
+	for _, field := range fields {
+		k, v, has := strings.Cut(field, "=")
+		var err error
+		switch strings.ToLower(k) {
+		case "type":
+			m.Type = mount.Type(strings.ToLower(v))
+		case "source", "src":
+			m.Source = v
+			if strings.HasPrefix(v, ".") {
+				m.Source, err = filepath.Abs(v)
+			}
+		case "target", "dst", "destination":
+			m.Target = v
+		case "readonly", "ro":
+			m.ReadOnly, err = yes(v, has)
+		case "bind-propagation":
+			bindOptions(&m).Propagation = mount.Propagation(v)
+		case "bind-nonrecursive":
+			bindOptions(&m).NonRecursive, err = yes(v, has)
+		case "volume-nocopy":
+			volumeOptions(&m).NoCopy, err = yes(v, has)
+		case "volume-subpath":
+			volumeOptions(&m).Subpath = v
+		case "volume-driver":
+			volumeOptions(&m).DriverConfig = &mount.Driver{Name: v}
+		case "volume-label":
+			o := volumeOptions(&m)
+			if o.Labels == nil {
+				o.Labels = map[string]string{}
+			}
+			lk, lv, _ := strings.Cut(v, "=")
+			o.Labels[lk] = lv
+		case "tmpfs-size":
+			tmpfsOptions(&m).SizeBytes, err = units.RAMInBytes(v)
+		case "tmpfs-mode":
+			var mode uint64
+			mode, err = strconv.ParseUint(v, 8, 32)
+			tmpfsOptions(&m).Mode = os.FileMode(mode)
+		case "consistency":
+		default:
+			return m, fmt.Errorf("cannot read --mount %q: unknown key %q", s, k)
+		}
+		if err != nil {
+			return m, fmt.Errorf("cannot read --mount %q: value of %q: %w", s, k, err)
+		}
+	}
+	if m.Target == "" {
+		return m, fmt.Errorf("cannot read --mount %q: target is missing", s)
+	}
+	return m, nil
+}
+
+func bindOptions(m *mount.Mount) *mount.BindOptions {
+	if m.BindOptions == nil {
+		m.BindOptions = &mount.BindOptions{}
+	}
+	return m.BindOptions
+}
+
+func volumeOptions(m *mount.Mount) *mount.VolumeOptions {
+	if m.VolumeOptions == nil {
+		m.VolumeOptions = &mount.VolumeOptions{}
+	}
+	return m.VolumeOptions
+}
+
+func tmpfsOptions(m *mount.Mount) *mount.TmpfsOptions {
+	if m.TmpfsOptions == nil {
+		m.TmpfsOptions = &mount.TmpfsOptions{}
+	}
+	return m.TmpfsOptions
+}
+
+// expandEnv gives NAME=VALUE as it is; a bare NAME takes this environment's
+// value and is dropped where there is none.
+func expandEnv(e string) []string {
+	if strings.Contains(e, "=") {
+		return []string{e}
+	}
+	if v, ok := os.LookupEnv(e); ok {
+		return []string{e + "=" + v}
+	}
+	return nil
+}
+
+func readEnvFile(path string) ([]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read --env-file: %w", err)
+	}
+	defer f.Close()
+	var env []string
+	sc := bufio.NewScanner(f)
+	sc.Buffer(nil, 1<<20)
+	for n := 1; sc.Scan(); n++ {
+		line := strings.TrimLeft(sc.Text(), " \t")
+		if n == 1 {
+			line = strings.TrimPrefix(line, "\ufeff")
+		}
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		name, _, _ := strings.Cut(line, "=")
+		if name == "" || strings.ContainsAny(name, " \t") {
+			return nil, fmt.Errorf("cannot read --env-file %q: line %d: %q is not a variable name", path, n, name)
+		}
+		env = append(env, expandEnv(line)...)
+	}
+	return env, sc.Err()
+}
+
+// keyValues reads repeated KEY=VALUE; bare keys have an empty value where allowed.
+func keyValues(flag string, args []string, bare bool) (map[string]string, error) {
+	m := map[string]string{}
+	for _, a := range args {
+		k, v, has := strings.Cut(a, "=")
+		if k == "" || !has && !bare {
+			return nil, fmt.Errorf("cannot read %s %q: it must be NAME=VALUE", flag, a)
+		}
+		m[k] = v
+	}
+	return m, nil
+}
