@@ -1,0 +1,339 @@
+package engine
+
+import (
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+)
+
+// MountPlan is one wanted mount, kept in the record. Files are opened from it
+// at each start.
+type MountPlan struct {
+	Type         mount.Type        `json:"type"` // bind, volume or tmpfs
+	Volume       string            `json:"volume,omitempty"`
+	Anonymous    bool              `json:"anonymous,omitempty"` // made for this container and removed with it on request
+	Labels       map[string]string `json:"labels,omitempty"`    // of a volume to make
+	DriverOpts   map[string]string `json:"driverOpts,omitempty"`
+	Subpath      string            `json:"subpath,omitempty"` // inside the volume
+	Source       string            `json:"source,omitempty"`  // bind: path of the host
+	MakeSource   bool              `json:"makeSource,omitempty"`
+	Target       string            `json:"target"`
+	Readonly     bool              `json:"readonly,omitempty"`
+	NonRecursive bool              `json:"nonRecursive,omitempty"`
+	Propagation  mount.Propagation `json:"propagation,omitempty"`
+	NoCopy       bool              `json:"noCopy,omitempty"` // no copy-up into a new volume
+	Size         int64             `json:"size,omitempty"`   // tmpfs
+	Mode         uint32            `json:"mode,omitempty"`   // tmpfs
+	Options      string            `json:"options,omitempty"`
+	Text         string            `json:"text,omitempty"` // the options as written, for inspect
+}
+
+// point is the plan as Docker's inspect shows it.
+func (p *MountPlan) point(volumePath string) container.MountPoint {
+	m := container.MountPoint{Type: p.Type, Source: p.Source, Destination: p.Target, Mode: p.Text, RW: !p.Readonly, Propagation: p.Propagation}
+	switch p.Type {
+	case mount.TypeVolume:
+		m.Name, m.Source, m.Driver = p.Volume, volumePath, "local"
+	case mount.TypeBind:
+		if m.Propagation == "" {
+			m.Propagation = mount.PropagationRPrivate
+		}
+	case mount.TypeTmpfs:
+		m.Source = ""
+	}
+	return m
+}
+
+// planMounts collects what is to be mounted, by Docker's order of precedence:
+// VolumesFrom, then Binds and Mounts, then Tmpfs, then the image's volumes.
+// A later source takes the place of VolumesFrom; any other two mounts of one
+// target are refused. from gives the plan of another container.
+func planMounts(c *container.Config, h *container.HostConfig, from func(ref string) ([]MountPlan, error)) ([]MountPlan, error) {
+	byTarget := map[string]MountPlan{}
+	inherited := map[string]bool{}
+	for _, ref := range h.VolumesFrom {
+		name, mode, _ := strings.Cut(ref, ":")
+		if mode != "" && mode != "ro" && mode != "rw" && mode != "z" && mode != "Z" {
+			return nil, invalid("invalid mode %q for volumes from %s", mode, name)
+		}
+		plans, err := from(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range plans {
+			if p.Type == mount.TypeTmpfs {
+				continue
+			}
+			p.Readonly = p.Readonly || mode == "ro"
+			p.Anonymous = false // it belongs to the other container
+			byTarget[p.Target], inherited[p.Target] = p, true
+		}
+	}
+	add := func(p MountPlan) error {
+		if err := checkTarget(&p); err != nil {
+			return err
+		}
+		if _, taken := byTarget[p.Target]; taken && !inherited[p.Target] {
+			return invalid("Duplicate mount point: %s", p.Target)
+		}
+		delete(inherited, p.Target)
+		byTarget[p.Target] = p
+		return nil
+	}
+	for _, b := range h.Binds {
+		p, err := parseBind(b)
+		if err == nil {
+			err = add(p)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, m := range h.Mounts {
+		p, err := planOf(m)
+		if err == nil {
+			err = add(p)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for target, opts := range h.Tmpfs {
+		p, err := parseTmpfs(target, opts)
+		if err == nil {
+			err = add(p)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for target := range c.Volumes {
+		p := MountPlan{Type: mount.TypeVolume, Target: target, Anonymous: true}
+		if err := checkTarget(&p); err != nil {
+			return nil, err
+		}
+		if _, taken := byTarget[p.Target]; !taken {
+			byTarget[p.Target] = p
+		}
+	}
+
+	out := make([]MountPlan, 0, len(byTarget))
+	for _, p := range byTarget {
+		if p.Type == mount.TypeVolume && p.Volume == "" {
+			p.Volume, p.Anonymous = newID(), true
+		}
+		out = append(out, p)
+	}
+	// Outer ones first, so that none hides another.
+	slices.SortFunc(out, func(a, b MountPlan) int {
+		if n := strings.Count(a.Target, "/") - strings.Count(b.Target, "/"); n != 0 {
+			return n
+		}
+		return strings.Compare(a.Target, b.Target)
+	})
+	return out, nil
+}
+
+func checkTarget(p *MountPlan) error {
+	if !path.IsAbs(p.Target) {
+		return invalid("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", p.Type, p.Target)
+	}
+	if strings.ContainsRune(p.Target, 0) {
+		return invalid("invalid mount path %q: it holds a zero byte", p.Target)
+	}
+	p.Target = path.Clean(p.Target)
+	if p.Target == "/" {
+		return invalid("invalid mount config for type %q: invalid specification: destination can't be '/'", p.Type)
+	}
+	return nil
+}
+
+// parseBind reads "source:target[:options]" and "target" of -v.
+func parseBind(s string) (MountPlan, error) {
+	parts := strings.Split(s, ":")
+	p := MountPlan{Type: mount.TypeVolume}
+	bad := invalid("invalid volume specification: '%s'", s)
+	switch {
+	case len(parts) > 3 || slices.Contains(parts, ""):
+		return p, bad
+	case len(parts) == 1:
+		p.Target = parts[0]
+		return p, nil
+	}
+	p.Target = parts[1]
+	if path.IsAbs(parts[0]) {
+		p.Type, p.Source, p.MakeSource = mount.TypeBind, filepath.Clean(parts[0]), true
+	} else {
+		p.Volume = parts[0]
+	}
+	if len(parts) == 3 {
+		p.Text = parts[2]
+	}
+	seen := map[string]bool{}
+	for _, o := range strings.Split(p.Text, ",") {
+		class := o
+		switch o {
+		case "":
+			continue
+		case "ro", "rw":
+			p.Readonly, class = o == "ro", "rw"
+		case "z", "Z":
+			class = "label" // no SELinux: nothing to label
+		case "nocopy":
+			if p.Type != mount.TypeVolume {
+				return p, invalid("invalid mode: %s: nocopy is for volumes", p.Text)
+			}
+			p.NoCopy = true
+		case "consistent", "cached", "delegated", "default":
+			class = "consistency" // means something on other systems only
+		case "private", "rprivate", "shared", "rshared", "slave", "rslave":
+			if p.Type != mount.TypeBind {
+				return p, invalid("invalid mode: %s: propagation is for bind mounts", p.Text)
+			}
+			p.Propagation, class = mount.Propagation(o), "propagation"
+		default:
+			return p, invalid("invalid mode: %s", p.Text)
+		}
+		if seen[class] {
+			return p, invalid("invalid mode: %s: two options of one kind", p.Text)
+		}
+		seen[class] = true
+	}
+	return p, nil
+}
+
+// planOf reads one --mount.
+func planOf(m mount.Mount) (MountPlan, error) {
+	p := MountPlan{Type: m.Type, Target: m.Target, Readonly: m.ReadOnly}
+	bad := func(format string, args ...any) (MountPlan, error) {
+		return p, invalid("invalid mount config for type %q: %s", m.Type, fmt.Sprintf(format, args...))
+	}
+	if m.Target == "" {
+		return bad("field Target must not be empty")
+	}
+	given := map[string]bool{"BindOptions": m.BindOptions != nil, "VolumeOptions": m.VolumeOptions != nil, "ImageOptions": m.ImageOptions != nil, "TmpfsOptions": m.TmpfsOptions != nil, "ClusterOptions": m.ClusterOptions != nil}
+	own := map[mount.Type]string{mount.TypeBind: "BindOptions", mount.TypeVolume: "VolumeOptions", mount.TypeTmpfs: "TmpfsOptions"}[m.Type]
+	for name, set := range given {
+		if set && name != own {
+			return bad("field %s must not be specified", name)
+		}
+	}
+	switch m.Type {
+	case mount.TypeBind:
+		if m.Source == "" {
+			return bad("field Source must not be empty")
+		}
+		if !filepath.IsAbs(m.Source) {
+			return bad("invalid mount path: '%s' mount path must be absolute", m.Source)
+		}
+		p.Source = filepath.Clean(m.Source)
+		if o := m.BindOptions; o != nil {
+			if o.Propagation != "" && !slices.Contains(mount.Propagations, o.Propagation) {
+				return bad("invalid propagation mode: %s", o.Propagation)
+			}
+			if o.ReadOnlyForceRecursive && !m.ReadOnly || o.ReadOnlyNonRecursive {
+				return bad("ReadOnlyNonRecursive is not supported; read-only mounts are recursively so")
+			}
+			p.Propagation, p.NonRecursive, p.MakeSource = o.Propagation, o.NonRecursive, o.CreateMountpoint
+		}
+	case mount.TypeVolume:
+		p.Volume = m.Source
+		if o := m.VolumeOptions; o != nil {
+			p.NoCopy, p.Labels, p.Subpath = o.NoCopy, o.Labels, o.Subpath
+			if o.Subpath != "" && (m.Source == "" || !filepath.IsLocal(o.Subpath)) {
+				return bad("invalid subpath %q", o.Subpath)
+			}
+			if d := o.DriverConfig; d != nil {
+				if d.Name != "" && d.Name != "local" {
+					return bad("volume driver %q is not known (known: local)", d.Name)
+				}
+				p.DriverOpts = d.Options
+			}
+		}
+		p.Text = "z"
+	case mount.TypeTmpfs:
+		if m.Source != "" {
+			return bad("field Source must not be specified")
+		}
+		p.Options = "noexec,nosuid,nodev"
+		if o := m.TmpfsOptions; o != nil {
+			if o.SizeBytes < 0 {
+				return bad("size cannot be negative")
+			}
+			p.Size, p.Mode = o.SizeBytes, uint32(o.Mode.Perm())|uint32(o.Mode)&0o7000
+			var opts []string
+			for _, kv := range o.Options {
+				opts = append(opts, strings.Join(kv, "="))
+			}
+			t, err := parseTmpfs(m.Target, strings.Join(opts, ","))
+			if err != nil {
+				return p, err
+			}
+			p.Options = t.Options
+		}
+	default:
+		return bad("mount type unknown or not supported (known: bind, volume, tmpfs)")
+	}
+	return p, nil
+}
+
+// parseTmpfs reads the options of --tmpfs. Docker's defaults are noexec,
+// nosuid and nodev; each can be lifted by its opposite.
+func parseTmpfs(target, opts string) (MountPlan, error) {
+	p := MountPlan{Type: mount.TypeTmpfs, Target: target, Text: opts}
+	flags := map[string]bool{"noexec": true, "nosuid": true, "nodev": true}
+	var more []string
+	for _, o := range strings.Split(opts, ",") {
+		key, value, has := strings.Cut(o, "=")
+		bad := invalid("invalid tmpfs option %q", o)
+		switch key {
+		case "":
+		case "ro":
+			p.Readonly = true
+		case "rw", "async", "strictatime", "relatime", "diratime", "defaults":
+		case "noexec", "nosuid", "nodev":
+			flags[key] = true
+		case "exec", "suid", "dev":
+			flags["no"+key] = false
+		case "noatime", "nodiratime", "sync":
+			more = append(more, key)
+		case "size":
+			n, err := parseSize(value)
+			if err != nil {
+				return p, bad
+			}
+			p.Size = n
+		case "mode":
+			n, err := strconv.ParseUint(value, 8, 12)
+			if err != nil {
+				return p, bad
+			}
+			p.Mode = uint32(n)
+		case "uid", "gid", "nr_inodes", "nr_blocks":
+			if _, err := strconv.ParseUint(strings.TrimRight(value, "kmg"), 10, 32); err != nil {
+				return p, bad
+			}
+			more = append(more, o)
+		case "mpol", "huge":
+			if !has || strings.ContainsAny(value, "\x00 ") {
+				return p, bad
+			}
+			more = append(more, o)
+		default:
+			return p, bad
+		}
+	}
+	for _, f := range []string{"nodev", "noexec", "nosuid"} {
+		if flags[f] {
+			more = append(more, f)
+		}
+	}
+	p.Options = strings.Join(more, ",")
+	return p, nil
+}

@@ -1,0 +1,239 @@
+package engine
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+
+	"proa/internal/isolation"
+	"proa/internal/sys"
+)
+
+// parts are what a start opened and found out; buildSpec only puts them together.
+type parts struct {
+	root     isolation.File    // tree of the image
+	upper    string            // directory with upper and work
+	dir      string            // the instance's own directory
+	logPath  string            // json-file
+	parent   string            // cgroup
+	hostname string            // of the host, for --network host and --uts host
+	mounts   []isolation.Mount // already opened, outer ones first
+	devices  []isolation.Device
+	network  isolation.Network
+	ids      isolation.IDMap // of the user namespace
+	seccomp  []byte
+}
+
+// buildSpec turns a record and what a start opened into the driver's spec. It
+// touches nothing, so that the same record gives the same spec.
+func buildSpec(r *record, p parts) (*isolation.Spec, error) {
+	c, h := r.Config, r.Host
+	vm := r.Kind == isolation.VM
+	sec, err := securityOf(h)
+	if err != nil {
+		return nil, err
+	}
+	caps, err := capSet(h.CapAdd, h.CapDrop, h.Privileged)
+	if err != nil {
+		return nil, err
+	}
+	limits, err := rlimits(h.Ulimits)
+	if err != nil {
+		return nil, err
+	}
+	log, err := logOf(h.LogConfig, p.logPath)
+	if err != nil {
+		return nil, err
+	}
+	name := c.Hostname
+	if h.NetworkMode.IsHost() || h.UTSMode.IsHost() {
+		if name == "" || name == short(r.ID) {
+			name = p.hostname
+		}
+	}
+	s := &isolation.Spec{
+		ID: r.ID, Kind: r.Kind, Hostname: name, Domain: c.Domainname,
+		Process: isolation.Process{
+			Args:            slices.Concat(c.Entrypoint, c.Cmd),
+			Env:             environ(c, name),
+			Cwd:             cwd(c.WorkingDir),
+			Terminal:        c.Tty,
+			Rows:            uint16(h.ConsoleSize[0]),
+			Cols:            uint16(h.ConsoleSize[1]),
+			Stdin:           c.OpenStdin,
+			User:            c.User,
+			Groups:          h.GroupAdd,
+			Capabilities:    caps,
+			NoNewPrivileges: sec.noNewPrivileges,
+			Seccomp:         p.seccomp,
+			Rlimits:         limits,
+			OOMScoreAdj:     h.OomScoreAdj,
+			Umask:           h.Umask,
+		},
+		Init:      h.Init != nil && *h.Init,
+		Root:      isolation.Root{Image: p.root, Upper: p.upper, Readonly: h.ReadonlyRootfs, Volatile: h.AutoRemove},
+		Mounts:    slices.Concat(shm(r), p.mounts),
+		Devices:   p.devices,
+		Resources: resourcesOf(h, p.parent),
+		Network:   p.network,
+		Sysctls:   sysctls(r, p.ids),
+		Dir:       p.dir,
+		Log:       log,
+
+		MaskedPaths: h.MaskedPaths, ReadonlyPaths: h.ReadonlyPaths,
+	}
+	if vm {
+		return s, nil
+	}
+	s.Namespaces = isolation.Namespaces{
+		User: r.UserNS, UIDs: p.ids, GIDs: p.ids,
+		PID: !h.PidMode.IsHost(), IPC: !h.IpcMode.IsHost(), UTS: !h.UTSMode.IsHost(), Net: !h.NetworkMode.IsHost(),
+		Cgroup: !h.CgroupnsMode.IsHost(),
+	}
+	for i := range s.Mounts {
+		s.Mounts[i].Idmap = r.UserNS && s.Mounts[i].Type == isolation.MountBind
+	}
+	return s, nil
+}
+
+func cwd(dir string) string {
+	if dir == "" {
+		return "/"
+	}
+	return path.Clean(dir)
+}
+
+// shm is /dev/shm, unless the user mounts something there, the host's is
+// shared, or there shall be none.
+func shm(r *record) []isolation.Mount {
+	for _, m := range r.Mounts {
+		if m.Target == "/dev/shm" {
+			return nil
+		}
+	}
+	if r.Host.IpcMode.IsHost() || r.Host.IpcMode.IsNone() {
+		return nil
+	}
+	return []isolation.Mount{{Type: isolation.MountTmpfs, Target: "/dev/shm", Size: r.Host.ShmSize, Mode: 0o1777, Options: "nosuid,nodev,noexec"}}
+}
+
+// sysctls adds to the wanted ones what lets a container without capabilities
+// open ports below 1024 and ping, as Docker does.
+func sysctls(r *record, ids isolation.IDMap) map[string]string {
+	out := map[string]string{}
+	if !r.Host.NetworkMode.IsHost() && !r.Host.Privileged {
+		out["net.ipv4.ip_unprivileged_port_start"] = "0"
+		out["net.ipv4.ping_group_range"] = "0 2147483647"
+		if r.UserNS { // the kernel wants ids that the namespace maps
+			out["net.ipv4.ping_group_range"] = fmt.Sprintf("0 %d", ids.Size-1)
+		}
+	}
+	for k, v := range r.Host.Sysctls {
+		out[k] = v
+	}
+	return out
+}
+
+// hostUserNS says why a container must run in the host's user namespace by its
+// configuration alone; "" if it need not.
+func hostUserNS(h *container.HostConfig) string {
+	switch {
+	case h.UsernsMode.IsHost():
+		return "--userns host"
+	case h.Privileged:
+		return "--privileged"
+	case h.NetworkMode.IsHost():
+		return "--network host"
+	case h.PidMode.IsHost():
+		return "--pid host"
+	case h.IpcMode.IsHost():
+		return "--ipc host"
+	case h.UTSMode.IsHost():
+		return "--uts host"
+	}
+	return ""
+}
+
+// devicesOf finds the nodes of --device, and with --privileged every node of
+// the host's /dev that is not the driver's own business.
+func devicesOf(h *container.HostConfig) ([]isolation.Device, error) {
+	var out []isolation.Device
+	if h.Privileged {
+		all, err := sys.Devices("/dev")
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range all {
+			out = append(out, isolation.Device{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor, Mode: d.Mode, Allow: "rwm"})
+		}
+	}
+	for _, m := range h.Devices {
+		allow := m.CgroupPermissions
+		if allow == "" {
+			allow = "rwm"
+		}
+		if strings.Trim(allow, "rwm") != "" {
+			return nil, invalid("invalid device mode: %s", allow)
+		}
+		inside := m.PathInContainer
+		if inside == "" {
+			inside = m.PathOnHost
+		}
+		if !path.IsAbs(m.PathOnHost) || !path.IsAbs(inside) {
+			return nil, invalid("invalid device path %q: it must be absolute", m.PathOnHost)
+		}
+		found, err := sys.Devices(m.PathOnHost)
+		if err != nil {
+			return nil, invalid("error gathering device information while adding custom device %q: %v", m.PathOnHost, err)
+		}
+		if len(found) == 0 {
+			return nil, invalid("error gathering device information while adding custom device %q: not a device node", m.PathOnHost)
+		}
+		for _, d := range found {
+			target := path.Join(inside, strings.TrimPrefix(d.Path, path.Clean(m.PathOnHost)))
+			out = slices.DeleteFunc(out, func(o isolation.Device) bool { return o.Path == target })
+			out = append(out, isolation.Device{Path: target, Type: d.Type, Major: d.Major, Minor: d.Minor, Mode: d.Mode, Allow: allow})
+		}
+	}
+	return out, nil
+}
+
+// files numbers descriptors for the shim as they are opened, and closes them
+// all once it has them.
+type files struct {
+	first int // number of the first one in the shim
+	list  []*os.File
+}
+
+func (f *files) add(file *os.File) isolation.File {
+	f.list = append(f.list, file)
+	return isolation.File(f.first + len(f.list) - 1)
+}
+
+func (f *files) next() isolation.File { return isolation.File(f.first + len(f.list)) }
+
+func (f *files) close() {
+	for _, file := range f.list {
+		file.Close()
+	}
+	f.list = nil
+}
+
+// tmpfsMount turns a plan into the driver's mount.
+func tmpfsMount(p MountPlan) isolation.Mount {
+	return isolation.Mount{Type: isolation.MountTmpfs, Target: p.Target, Readonly: p.Readonly, Size: p.Size, Mode: p.Mode, Options: p.Options}
+}
+
+// bindMount turns a plan with its opened source into the driver's mount.
+func bindMount(p MountPlan, source isolation.File, origin string) isolation.Mount {
+	return isolation.Mount{
+		Type: isolation.MountBind, Source: source, Origin: origin, Target: p.Target, Readonly: p.Readonly,
+		NonRecursive: p.NonRecursive, Propagation: string(p.Propagation),
+		CopyUp: p.Type == mount.TypeVolume && !p.NoCopy && p.Subpath == "",
+	}
+}
