@@ -231,15 +231,17 @@ type IDMap struct {
 // Machine is what the VM driver needs and the engine prepared.
 type Machine struct {
 	Binary    string   `json:"binary"` // qemu-system-*
-	Args      []string `json:"args"`   // complete command line; descriptors by number as in Files order, see vm/machine
+	Args      []string `json:"args"`   // command line without the program; descriptors by number as in Files order
 	Env       []string `json:"env,omitempty"`
-	Files     []File   `json:"files"` // passed to QEMU, in order, from descriptor 3 on
+	Files     []File   `json:"files"` // passed to QEMU, in order, from descriptor 3 on; behind them the driver adds the agent's socket
 	UID       uint32   `json:"uid"`   // of the jailed VMM, never 0
 	GID       uint32   `json:"gid"`
 	Emulated  bool     `json:"emulated"`  // no KVM
 	BootLimit Duration `json:"bootLimit"` // how long the agent may take to answer
 	MemoryMiB int64    `json:"memoryMiB"` // of the guest
-	CPUs      int      `json:"cpus"`
+	// OverheadMiB is what the VMM may take besides: the cgroup's limit is both together.
+	OverheadMiB int64 `json:"overheadMiB"`
+	CPUs        int   `json:"cpus"`
 	// JailPaths are the only paths of the host visible to the VMM, read-only.
 	JailPaths []string `json:"jailPaths"`
 	// Guest is what the agent is told about disks: see vm/wire.Setup.

@@ -109,17 +109,3 @@ type Ready struct {
 	Kernel  string // release, "6.1.0-56-cloud-amd64"
 	KVM     Verdict
 }
-
-// Prepare writes spec.Machine.
-func (f *Factory) Prepare(ctx context.Context, spec *isolation.Spec, disk Disk, opts Options) (*Prepared, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-
-type host struct{}
-
-// Verdict is what is known about KVM here.
-type Verdict struct {
-	Usable bool
-	Why    string
-	At     time.Time
-}
