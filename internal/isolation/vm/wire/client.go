@@ -380,6 +380,9 @@ func (c *Client) handle(h Header) error {
 		c.mu.Lock()
 		p := c.procs[h.ID]
 		c.mu.Unlock()
+		if p == nil && (h.Type == TypeCredit || h.Type == TypeRefuse) {
+			return nil // it crossed with the process's end
+		}
 		if p == nil {
 			return violation("frame of type %d for %d, which is no running process", h.Type, h.ID)
 		}

@@ -206,4 +206,3 @@ func (p *process) Wait(ctx context.Context) (isolation.Exit, error) {
 		return isolation.Exit{}, context.Cause(ctx)
 	}
 }
-

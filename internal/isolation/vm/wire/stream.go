@@ -36,7 +36,7 @@ func NewInbox(conn *Conn, epoch, id uint32, sub uint8) *Inbox {
 func (in *Inbox) Receive(h Header) error {
 	n := int(h.Length)
 	in.mu.Lock()
-	if in.end != nil {
+	if in.end == io.EOF {
 		in.mu.Unlock()
 		return violation("data after the end of stream %d/%d", in.head.ID, in.head.Sub)
 	}
@@ -45,9 +45,9 @@ func (in *Inbox) Receive(h Header) error {
 		return violation("%d bytes beyond the window of stream %d/%d", in.used+n-Window, in.head.ID, in.head.Sub)
 	}
 	in.used += n
-	if in.refused {
+	if in.refused || in.end != nil {
 		in.mu.Unlock()
-		return nil // Next skips it
+		return nil // nobody wants it; Next skips it
 	}
 	in.grow(in.n + n)
 	at := (in.r + in.n) % max(len(in.ring), 1)

@@ -1,0 +1,1 @@
+// Empty: lets spawn.go declare the runtime's fork hooks without bodies.
