@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,6 +51,53 @@ func PidfdWait(pidfd *os.File) error {
 		return err
 	}
 	return raw.Read(func(fd uintptr) bool { return readable(int(fd)) })
+}
+
+// PidfdReap waits until the process behind a pidfd, a child of the calling
+// process, has ended, and reaps it. It returns the exit code, which is 128+n
+// after signal n, and that signal. It is for one goroutine, once.
+func PidfdReap(pidfd *os.File) (code int, sig syscall.Signal, err error) {
+	// siginfo_t as waitid(2) fills it for a child.
+	var info struct {
+		signo, errno, code, _, pid, uid, status int32
+		_                                       [100]byte
+	}
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return 0, 0, fmt.Errorf("cannot wait for a process: %w", err)
+	}
+	var errno syscall.Errno
+	err = raw.Read(func(fd uintptr) bool {
+		for {
+			_, _, errno = unix.Syscall6(unix.SYS_WAITID, unix.P_PIDFD, fd, uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG, 0, 0)
+			if errno != unix.EINTR {
+				break
+			}
+		}
+		// A non-blocking pidfd of a process that still runs gives EAGAIN.
+		return errno != unix.EAGAIN && (errno != 0 || info.pid != 0)
+	})
+	if err == nil && errno != 0 {
+		err = errno
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("cannot wait for a process: %w", err)
+	}
+	const exited = 1 // CLD_EXITED
+	if info.code == exited {
+		return int(info.status), 0, nil
+	}
+	return 128 + int(info.status), syscall.Signal(info.status), nil
+}
+
+// NotDumpable keeps others from tracing the calling process and what it forks,
+// and from following their /proc entries, unless they have CAP_SYS_PTRACE in
+// the initial user namespace.
+func NotDumpable() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("cannot make the process non-dumpable: %w", err)
+	}
+	return nil
 }
 
 // readable says whether a descriptor is readable right now.

@@ -1,0 +1,647 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Program is what a new process does between clone(2) and execve(2): a list
+// of system calls, written by the parent into memory that both share, and
+// carried out in the child by a small loop that allocates nothing, takes no
+// lock and calls nothing of Go's runtime (see interpret). There is no second
+// program, no libc and no re-exec of the engine on the way to the user's
+// process; that is what makes a start cheap.
+//
+// The memory is shared, so calls can be added after the child has been cloned,
+// as long as it stands at an Await that comes before them, and the parent reads
+// results (such as descriptor numbers) with Value.
+//
+//	parent                               child
+//	  | Program.Call ... Await ...         |
+//	  | Clone -----------------------------> first calls
+//	  | work: id maps, mounts, cgroup      | Await blocks
+//	  | more calls, Child.Continue ------->| next calls
+//	  |<------------------------- Report --|
+//	  | Child.WaitExec <--- end of pipe ---| execve
+//
+// A Program belongs to one goroutine at a time.
+type Program struct {
+	mem   []byte
+	head  *programHead
+	ops   []op
+	used  int
+	steps []string
+	err   error // the first thing that did not fit
+
+	await, report [2]int // pipes, read end first; -1 when closed
+}
+
+// Result names the result of an earlier call of the same program.
+type Result int
+
+// Arg is one argument of a call: a number, an address in the program's memory,
+// or the result of an earlier call.
+type Arg struct {
+	value uint64
+	ref   bool
+}
+
+// Int is an argument that is known when the program is written.
+func Int[T ~int | ~int32 | ~int64 | ~uint | ~uint16 | ~uint32 | ~uint64 | ~uintptr](n T) Arg {
+	return Arg{value: uint64(n)}
+}
+
+// FD is the number of an open file as an argument. The file has to stay open
+// until the child has used it.
+func FD(f *os.File) Arg { return Int(RawFD(f)) }
+
+// Of is the result of an earlier call as an argument.
+func Of(r Result) Arg { return Arg{value: uint64(r), ref: true} }
+
+// RawFD is the descriptor number of f. Unlike f.Fd it leaves the file's
+// blocking mode alone.
+func RawFD(f *os.File) int {
+	fd := -1
+	if c, err := f.SyscallConn(); err == nil {
+		_ = c.Control(func(n uintptr) { fd = int(n) })
+	}
+	return fd
+}
+
+type programHead struct {
+	count  uint64 // calls written so far
+	at     uint64 // index of the call that the child is at
+	failed uint64 // 1 once the child gave up at call at
+	errno  uint64
+	kept   uint64 // errno of the last attempt (opAttempt) that counts
+	await  uint64 // descriptor that Await reads
+	report uint64 // descriptor that Report writes
+	byte   uint64
+	status uint64 // scratch for wait4 of the reaper
+	sigs   uint64 // signal set of the reaper
+}
+
+type op struct {
+	args   [6]uint64
+	result int64
+	nr     uint64
+	refs   uint32 // bit i: args[i] is the index of an earlier call
+	ignore uint32 // this errno is no failure
+	kind   uint32
+	_      uint32
+}
+
+// Kinds of op. All but the first few are ordinary calls with another meaning
+// of their result.
+const (
+	opCall    = iota
+	opTry     // no error is a failure
+	opAttempt // an error is kept for opGiveUp; used for the candidates of an execve
+	opGiveUp  // fails with the kept errno
+	opAwait   // read one byte; the end of the pipe means that the parent is gone
+	opReport  // write one byte
+	opFork    // clone; the parent of the clone exits, the clone goes on
+	opInit    // clone; the parent of the clone stays and reaps, the clone goes on
+	opGuard   // ELOOP is a failure, no other error is
+	opRetry   // a call that is repeated on EINTR
+)
+
+const (
+	programOps  = 768
+	programHigh = 64 << 10 // room for strings beyond what the caller asks for
+)
+
+// ProgramError says which call of a program failed in the child.
+type ProgramError struct {
+	Step  string
+	Errno syscall.Errno // 0: the child ended without an error of its own, by a signal
+}
+
+// Error gives the step and the kernel's reason.
+func (e *ProgramError) Error() string {
+	if e.Errno == 0 {
+		return "cannot " + e.Step + ": the process was killed"
+	}
+	return "cannot " + e.Step + ": " + e.Errno.Error()
+}
+
+// Unwrap returns the errno.
+func (e *ProgramError) Unwrap() error {
+	if e.Errno == 0 {
+		return nil
+	}
+	return e.Errno
+}
+
+// NewProgram makes an empty program with room for size bytes of strings
+// (arguments, environment, filters) besides some of its own.
+func NewProgram(size int) (*Program, error) {
+	fixed := int(unsafe.Sizeof(programHead{})) + programOps*int(unsafe.Sizeof(op{}))
+	total := (fixed + programHigh + size + 4095) &^ 4095
+	mem, err := unix.Mmap(-1, 0, total, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("cannot map %d bytes for a start program: %w", total, err)
+	}
+	p := &Program{mem: mem, used: fixed}
+	p.await, p.report = [2]int{-1, -1}, [2]int{-1, -1}
+	for _, pipe := range []*[2]int{&p.await, &p.report} {
+		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+			p.Close()
+			return nil, fmt.Errorf("cannot make a pipe: %w", err)
+		}
+	}
+	p.head = (*programHead)(unsafe.Pointer(&mem[0]))
+	p.ops = unsafe.Slice((*op)(unsafe.Pointer(&mem[unsafe.Sizeof(programHead{})])), programOps)
+	p.head.sigs = ^uint64(0)
+	p.head.await, p.head.report = uint64(p.await[0]), uint64(p.report[1])
+	return p, nil
+}
+
+// Close gives the memory and the pipes back; a child that stands at an Await
+// ends by it. It must not be called before the child has executed or ended,
+// since the parent could not tell why it failed.
+func (p *Program) Close() {
+	for _, fd := range []*int{&p.await[0], &p.await[1], &p.report[0], &p.report[1]} {
+		closeOnce(fd)
+	}
+	if p.mem != nil {
+		_ = unix.Munmap(p.mem)
+		p.mem, p.head, p.ops = nil, nil, nil
+	}
+}
+
+// Bytes puts b into the program's memory and returns its address. An empty b
+// has an address as well.
+func (p *Program) Bytes(b []byte) Arg {
+	n := (len(b) + 8) &^ 7
+	if p.used+n > len(p.mem) {
+		p.fail(fmt.Errorf("cannot put %d bytes into a start program: it is full", len(b)))
+		return Arg{}
+	}
+	at := p.used
+	p.used += n
+	copy(p.mem[at:], b)
+	return Int(uintptr(unsafe.Pointer(&p.mem[at])))
+}
+
+// String puts a NUL-terminated string into the program's memory. A string with
+// a NUL in it makes the program fail before anything is cloned.
+func (p *Program) String(s string) Arg {
+	for i := range len(s) {
+		if s[i] == 0 {
+			p.fail(fmt.Errorf("cannot use %q: it contains a NUL", s))
+			return Arg{}
+		}
+	}
+	return p.Bytes(append([]byte(s), 0))
+}
+
+// Words puts 64-bit words into the program's memory: a structure that the
+// kernel reads.
+func (p *Program) Words(w ...Arg) Arg {
+	b := make([]byte, 8*len(w))
+	for i, a := range w {
+		*(*uint64)(unsafe.Pointer(&b[8*i])) = a.value
+	}
+	return p.Bytes(b)
+}
+
+// Strings puts a NULL-terminated list of strings, as execve takes it, into the
+// program's memory.
+func (p *Program) Strings(list []string) Arg {
+	w := make([]Arg, 0, len(list)+1)
+	for _, s := range list {
+		w = append(w, p.String(s))
+	}
+	return p.Words(append(w, Arg{})...)
+}
+
+func (p *Program) fail(err error) {
+	if p.err == nil {
+		p.err = err
+	}
+}
+
+// Err says whether everything has fitted so far.
+func (p *Program) Err() error { return p.err }
+
+func (p *Program) add(kind uint32, ignore syscall.Errno, step string, nr uintptr, args []Arg) Result {
+	i := len(p.steps)
+	if i >= len(p.ops) {
+		p.fail(fmt.Errorf("cannot add %q to a start program: it has %d calls already", step, i))
+		return 0
+	}
+	o := &p.ops[i]
+	*o = op{nr: uint64(nr), kind: kind, ignore: uint32(ignore)}
+	for k, a := range args {
+		o.args[k] = a.value
+		if a.ref {
+			o.refs |= 1 << k
+		}
+	}
+	p.steps = append(p.steps, step)
+	p.head.count = uint64(i + 1)
+	return Result(i)
+}
+
+// Call adds a system call. step is what it is for, as it will stand behind
+// "cannot" in the error. A failure ends the child.
+func (p *Program) Call(step string, nr uintptr, args ...Arg) Result {
+	return p.add(opCall, 0, step, nr, args)
+}
+
+// CallUnless is Call, except that the error ignore is no failure.
+func (p *Program) CallUnless(ignore syscall.Errno, step string, nr uintptr, args ...Arg) Result {
+	return p.add(opCall, ignore, step, nr, args)
+}
+
+// Try adds a system call that may fail; Value tells how it went. A later call
+// that uses its failed result as a descriptor fails with EBADF.
+func (p *Program) Try(step string, nr uintptr, args ...Arg) Result {
+	return p.add(opTry, 0, step, nr, args)
+}
+
+// Await adds a stop: the child goes on at the parent's next Continue, and ends
+// silently if the parent is gone.
+func (p *Program) Await() { p.add(opAwait, 0, "wait for the parent", unix.SYS_READ, nil) }
+
+// Report adds a sign to the parent, for which Child.WaitReport waits. The
+// child ends if the parent is gone.
+func (p *Program) Report() { p.add(opReport, 0, "report to the parent", unix.SYS_WRITE, nil) }
+
+// Refork adds a clone after which only the clone goes on and the process that
+// made it exits. Flags is a set of CLONE_ flags; with CLONE_PARENT the clone is
+// a child of the program's parent. The clone's pid in the namespace of the one
+// that made it is the call's result.
+func (p *Program) Refork(step string, flags uintptr) Result {
+	return p.add(opFork, 0, step, unix.SYS_CLONE, []Arg{Int(flags)})
+}
+
+// Reaper adds a clone after which the clone goes on, and the process that made
+// it closes everything, stays as a reaper of orphans and a forwarder of signals
+// and exits as the clone does: an init for a PID namespace.
+func (p *Program) Reaper() {
+	p.add(opInit, 0, "start the init process", unix.SYS_CLONE, []Arg{Int(int(unix.SIGCHLD))})
+}
+
+// Value is the result of a call that the child has come past; err is its errno.
+func (p *Program) Value(r Result) (int, error) {
+	n := p.ops[r].result
+	if n < 0 {
+		return -1, syscall.Errno(-n)
+	}
+	return int(n), nil
+}
+
+// interpret carries out the program in the child and never returns. It runs
+// where package syscall's forkAndExecInChild runs: after a fork of one thread of
+// many, with a stack that cannot grow. So everything it calls is nosplit, it
+// writes no Go pointers and it allocates nothing.
+//
+//go:norace
+//go:nosplit
+//go:nocheckptr
+func interpret(h *programHead, ops *op) {
+	for i := uintptr(0); i < uintptr(h.count); i++ {
+		h.at = uint64(i)
+		o := (*op)(unsafe.Add(unsafe.Pointer(ops), i*unsafe.Sizeof(op{})))
+		if o.refs != 0 {
+			for k := uintptr(0); k < 6; k++ {
+				if o.refs&(1<<k) != 0 {
+					a := (*uint64)(unsafe.Add(unsafe.Pointer(o), k*8))
+					*a = uint64((*op)(unsafe.Add(unsafe.Pointer(ops), uintptr(*a)*unsafe.Sizeof(op{}))).result)
+				}
+			}
+		}
+		var r uintptr
+		var errno syscall.Errno
+		switch o.kind {
+		case opAwait, opReport:
+			fd := h.await
+			if o.kind == opReport {
+				fd = h.report
+			}
+			for {
+				r, _, errno = syscall.RawSyscall6(uintptr(o.nr), uintptr(fd), uintptr(unsafe.Pointer(&h.byte)), 1, 0, 0, 0)
+				if errno != syscall.EINTR {
+					break
+				}
+			}
+			if errno == 0 && r == 0 || errno == syscall.EPIPE {
+				exitRaw(1)
+			}
+		case opGiveUp:
+			errno = syscall.Errno(h.kept)
+		case opFork, opInit:
+			r, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, uintptr(o.args[0]), 0, 0, 0, 0, 0)
+			if errno == 0 && r != 0 {
+				o.result = int64(r)
+				if o.kind == opInit {
+					reap(h, r)
+				}
+				exitRaw(0)
+			}
+		default:
+			for {
+				r, _, errno = syscall.RawSyscall6(uintptr(o.nr), uintptr(o.args[0]), uintptr(o.args[1]), uintptr(o.args[2]), uintptr(o.args[3]), uintptr(o.args[4]), uintptr(o.args[5]))
+				if errno != syscall.EINTR || o.kind != opRetry {
+					break
+				}
+			}
+		}
+		if errno == 0 {
+			o.result = int64(r)
+			continue
+		}
+		o.result = -int64(errno)
+		switch {
+		case o.kind == opTry || o.kind == opGuard && errno != syscall.ELOOP || uint32(errno) == o.ignore:
+			continue
+		case o.kind == opAttempt && (errno == syscall.ENOENT || errno == syscall.ENOTDIR || errno == syscall.EACCES):
+			// As execvp does: go on looking, but a file that may not be run
+			// counts for more than one that is not there.
+			if h.kept != uint64(syscall.EACCES) {
+				h.kept = uint64(errno)
+			}
+			continue
+		}
+		h.errno = uint64(errno)
+		h.failed = 1
+		exitRaw(255)
+	}
+	h.failed = 1
+	exitRaw(255)
+}
+
+// reap is what process 1 of a container with --init does: it waits for
+// everything that is reparented to it, passes signals on to main, and ends as
+// main ends.
+//
+//go:norace
+//go:nosplit
+//go:nocheckptr
+func reap(h *programHead, main uintptr) {
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&h.sigs)), 0, 8, 0, 0)
+	syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, 0, ^uintptr(0)&0xffffffff, 0, 0, 0, 0)
+	for {
+		pid, _, errno := syscall.RawSyscall6(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&h.status)), unix.WNOHANG, 0, 0, 0)
+		if errno == syscall.ECHILD {
+			exitRaw(255)
+		}
+		if errno == 0 && pid == main {
+			s := uint32(h.status)
+			if s&0x7f != 0 {
+				exitRaw(uintptr(128 + s&0x7f))
+			}
+			exitRaw(uintptr(s >> 8 & 0xff))
+		}
+		if errno == 0 && pid != 0 {
+			continue
+		}
+		sig, _, errno := syscall.RawSyscall6(unix.SYS_RT_SIGTIMEDWAIT, uintptr(unsafe.Pointer(&h.sigs)), 0, 0, 8, 0, 0)
+		if errno == 0 && sig != uintptr(unix.SIGCHLD) {
+			syscall.RawSyscall6(unix.SYS_KILL, main, sig, 0, 0, 0, 0)
+		}
+	}
+}
+
+//go:norace
+//go:nosplit
+func exitRaw(code uintptr) {
+	for {
+		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, code, 0, 0, 0, 0, 0)
+	}
+}
+
+// CloneOptions say how the child of a program begins.
+type CloneOptions struct {
+	// Flags are CLONE_NEW flags of the new process. The child always shares
+	// the table of descriptors with its parent until the program's
+	// DetachFiles, so that the parent can hand it files that it opens later
+	// and use those that the child opens.
+	Flags uint64
+	// Cgroup is a directory of a cgroup v2 hierarchy in which the child begins
+	// (Linux 5.7); nil: the parent's own.
+	Cgroup *os.File
+	// PIDNamespace is entered by the forking thread for the time of the clone,
+	// so that the child is born in it; nil: the parent's own.
+	PIDNamespace *os.File
+}
+
+// Child is a process that carries out a Program.
+type Child struct {
+	Pid   int // in the caller's PID namespace
+	Pidfd *os.File
+
+	program *Program
+}
+
+// forker is the one thread that clones. Its life is the life of the process,
+// because a parent-death signal is sent when the parent's *thread* ends.
+var forker = struct {
+	once sync.Once
+	work chan func()
+}{work: make(chan func())}
+
+// onForker runs f on the forking thread and waits for it.
+func onForker(f func()) {
+	forker.once.Do(func() {
+		go func() {
+			runtime.LockOSThread()
+			for f := range forker.work {
+				f()
+			}
+		}()
+	})
+	done := make(chan struct{})
+	forker.work <- func() { defer close(done); f() }
+	<-done
+}
+
+// Clone starts a process that carries out p. The calling process becomes
+// non-dumpable by it, and so is the child from its first moment: a process of a
+// namespace that the child enters can neither trace it nor follow its
+// /proc/PID/exe or /proc/PID/fd (CVE-2016-9962, CVE-2019-5736).
+func (p *Program) Clone(o CloneOptions) (*Child, error) {
+	if p.err != nil {
+		return nil, p.err
+	}
+	if err := NotDumpable(); err != nil {
+		return nil, err
+	}
+	pidfd := int32(-1)
+	args := &cloneArgs{flags: o.Flags | unix.CLONE_FILES | unix.CLONE_PIDFD, pidfd: uint64(uintptr(unsafe.Pointer(&pidfd))), exitSignal: uint64(unix.SIGCHLD)}
+	if o.Cgroup != nil {
+		args.flags |= unix.CLONE_INTO_CGROUP
+		args.cgroup = uint64(RawFD(o.Cgroup))
+	}
+	var pid uintptr
+	var errno syscall.Errno
+	var err error
+	onForker(func() {
+		if o.PIDNamespace != nil {
+			own, e := unix.Open("/proc/thread-self/ns/pid_for_children", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if e != nil {
+				err = fmt.Errorf("cannot open the own PID namespace: %w", e)
+				return
+			}
+			defer unix.Close(own)
+			if e := unix.Setns(RawFD(o.PIDNamespace), unix.CLONE_NEWPID); e != nil {
+				err = fmt.Errorf("cannot enter the PID namespace: %w", e)
+				return
+			}
+			defer func() {
+				if e := unix.Setns(own, unix.CLONE_NEWPID); e != nil && err == nil {
+					err = fmt.Errorf("cannot return to the own PID namespace: %w", e)
+				}
+			}()
+		}
+		syscall.ForkLock.Lock()
+		pid, errno = cloneProgram(args, p.head, &p.ops[0])
+		syscall.ForkLock.Unlock()
+	})
+	runtime.KeepAlive(o)
+	if err == nil && errno != 0 {
+		err = fmt.Errorf("cannot clone: %w", errno)
+	}
+	if err != nil {
+		if pid != 0 && errno == 0 {
+			_ = unix.Kill(int(pid), unix.SIGKILL)
+			_, _ = unix.Wait4(int(pid), nil, 0, nil)
+			_ = unix.Close(int(pidfd))
+		}
+		return nil, err
+	}
+	file, err := PidFile(int(pidfd))
+	if err != nil {
+		return nil, err
+	}
+	return &Child{Pid: int(pid), Pidfd: file, program: p}, nil
+}
+
+// cloneArgs is struct clone_args of linux/sched.h.
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
+func closeOnce(fd *int) {
+	if *fd >= 0 {
+		_ = unix.Close(*fd)
+		*fd = -1
+	}
+}
+
+// cloneProgram clones the calling thread without sharing memory, as package syscall
+// does for a child that needs id maps.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+func cloneProgram(args *cloneArgs, h *programHead, ops *op) (pid uintptr, errno syscall.Errno) {
+	beforeFork()
+	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0, 0, 0, 0)
+	if errno != 0 || pid != 0 {
+		afterFork()
+		return pid, errno
+	}
+	afterForkInChild()
+	interpret(h, ops)
+	return 0, 0
+}
+
+// Continue lets the child go past its next Await.
+func (c *Child) Continue() error {
+	if c.program.err != nil {
+		return c.program.err
+	}
+	if _, err := unix.Write(c.program.await[1], []byte{1}); err != nil {
+		return fmt.Errorf("cannot let the new process go on: %w", err)
+	}
+	return nil
+}
+
+// WaitReport waits until the child has come to its next Report. A child that
+// failed gives a *ProgramError.
+func (c *Child) WaitReport() error {
+	if done, err := c.poll(); err != nil || done {
+		if err == nil {
+			err = c.failure()
+		}
+		return err
+	}
+	return nil
+}
+
+// WaitExec waits until the child's table of descriptors is its own (the Report
+// of DetachFiles) and it has executed. A child that failed gives a *ProgramError.
+func (c *Child) WaitExec() error {
+	if err := c.WaitReport(); err != nil {
+		return err
+	}
+	// From here on the child has its own copies, and the end of the report
+	// pipe is the exec, which closes them.
+	closeOnce(&c.program.await[0])
+	closeOnce(&c.program.report[1])
+	done, err := c.poll()
+	if err != nil {
+		return err
+	}
+	if !done {
+		return errors.New("cannot start a process: it reported once more than asked")
+	}
+	if c.program.head.failed != 0 {
+		return c.failure()
+	}
+	if !c.program.atExec() {
+		return c.failure() // killed on the way
+	}
+	return nil
+}
+
+// atExec says whether the call that the child came to last is an execve.
+func (p *Program) atExec() bool {
+	nr := p.ops[p.head.at].nr
+	return nr == unix.SYS_EXECVE || nr == unix.SYS_EXECVEAT
+}
+
+// poll waits for a report (false) or for the end of the reports (true).
+func (c *Child) poll() (done bool, err error) {
+	fds := []unix.PollFd{{Fd: int32(c.program.report[0]), Events: unix.POLLIN}, {Fd: int32(RawFD(c.Pidfd)), Events: unix.POLLIN}}
+	for {
+		if _, err := unix.Poll(fds, -1); err != nil {
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			return false, fmt.Errorf("cannot wait for a new process: %w", err)
+		}
+		if fds[0].Revents != 0 {
+			var b [1]byte
+			n, err := unix.Read(c.program.report[0], b[:])
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			return n == 0, err
+		}
+		return true, nil
+	}
+}
+
+// failure is what made the child end.
+func (c *Child) failure() error {
+	h := c.program.head
+	step := "start a process"
+	if int(h.at) < len(c.program.steps) {
+		step = c.program.steps[h.at]
+	}
+	if h.failed == 0 {
+		return &ProgramError{Step: step}
+	}
+	return &ProgramError{Step: step, Errno: syscall.Errno(h.errno)}
+}
