@@ -148,5 +148,3 @@ type Blocker struct {
 	Certain bool   // false: a condition of the rule or of one before it could not be judged
 	Hint    string // one command that lets the traffic of the bridge through
 }
-
-const cardName = "eth0" // inside
