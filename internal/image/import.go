@@ -1,0 +1,176 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/klauspost/compress/gzip"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"proa/internal/image/flat"
+)
+
+// Import makes an image of one layer from the tar of a root file system,
+// packed with gzip, zstd, bzip2, xz or not at all. ref is the image's name and
+// may be empty. changes are lines of a Dockerfile (see applyChanges); message
+// goes into the history. platform ("" is this host's) must be one that runs
+// here. Errors: errdefs.ErrInvalidArgument for a bad change, quoting it, and
+// for a stream that is no tar; *PlatformError;
+// errdefs.ErrResourceExhausted for a full disk. Nothing is left after one.
+func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes []string, message, platform string) (_ *Image, err error) {
+	defer func() {
+		if err != nil {
+			err = s.explain(fmt.Errorf("cannot import image: %w", err))
+		}
+	}()
+	var names []string
+	if ref != "" {
+		n, err := parseName(ref)
+		if err != nil {
+			return nil, err
+		}
+		names = []string{n.String()}
+	}
+	host := platforms.DefaultSpec()
+	plf := host
+	if platform != "" {
+		if plf, err = platforms.Parse(platform); err != nil {
+			return nil, fmt.Errorf("platform %q: %w: %w", platform, err, errdefs.ErrInvalidArgument)
+		}
+		if !platforms.Only(host).Match(plf) {
+			return nil, &PlatformError{Want: plat(host), Have: []string{plat(plf)}}
+		}
+	}
+	// Before the stream is read: it may be long.
+	var run dockerspec.DockerOCIImageConfig
+	if err := applyChanges(&run, changes); err != nil {
+		return nil, err
+	}
+	if message == "" {
+		message = "Imported from -"
+	}
+
+	ctx, j, err := s.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// The lease's context is for writing alone: end and Get take it as well,
+	// and neither writes blobs.
+	defer func() { err = j.end(ctx, err) }()
+	blob, layer, err := s.split(ctx, j, r)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now().UTC()
+	config := struct {
+		dockerspec.DockerOCIImage
+		Comment string `json:"comment,omitempty"`
+	}{Comment: message}
+	config.Created = &now
+	config.Platform = ocispec.Platform{Architecture: plf.Architecture, OS: plf.OS, Variant: plf.Variant}
+	config.Config = run
+	config.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{layer.DiffID}}
+	config.History = []ocispec.History{{Created: &now, Comment: message}}
+	raw, err := json.Marshal(config)
+	if err != nil {
+		return nil, fmt.Errorf("cannot encode image config: %w", err)
+	}
+	cdesc, err := s.putJSON(ctx, j.ref+"/config", ocispec.MediaTypeImageConfig, raw)
+	if err != nil {
+		return nil, err
+	}
+	raw, err = json.Marshal(ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageManifest,
+		Config:    cdesc,
+		Layers:    []ocispec.Descriptor{blob},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot encode image manifest: %w", err)
+	}
+	target, err := s.putJSON(ctx, j.ref+"/manifest", ocispec.MediaTypeImageManifest, raw)
+	if err != nil {
+		return nil, err
+	}
+	img, err := s.resolve(ctx, candidate{target: target, names: names})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.index(img.config.chain, []*flat.Layer{layer}); err != nil {
+		return nil, err
+	}
+	if err := s.label(ctx, target); err != nil {
+		return nil, err
+	}
+	if err := s.publish(ctx, []*ready{img}, func(string) {}); err != nil {
+		return nil, err
+	}
+	return s.Get(ctx, img.id.String())
+}
+
+// split writes one tar stream to both places at once: gzipped to the content
+// store, for save and push, and as a flat layer. gzip at its fastest, because
+// a blob that is not packed would double the image's disk, and zstd, though
+// faster, is refused by Docker before 23.
+func (s *Store) split(ctx context.Context, j *job, r io.Reader) (ocispec.Descriptor, *flat.Layer, error) {
+	stream, _, err := decompress(ctxReader{ctx, r})
+	if err != nil {
+		return ocispec.Descriptor{}, nil, err
+	}
+	defer stream.Close()
+	var (
+		blob      ocispec.Descriptor
+		layer     *flat.Layer
+		flatR, fw = io.Pipe()
+		blobR, bw = io.Pipe()
+	)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		layer, err = flat.Write(gctx, flatR, filepath.Join(s.cfg.Root, "flat"), flat.Limits{Bytes: s.cfg.MaxLayerBytes})
+		flatR.CloseWithError(orClosed(err))
+		return err
+	})
+	g.Go(func() (err error) {
+		blob, err = s.writeBlob(gctx, j.ref+"/layer", blobR, "", nil)
+		blobR.CloseWithError(orClosed(err))
+		return err
+	})
+	g.Go(func() error {
+		z, err := gzip.NewWriterLevel(bw, gzip.BestSpeed)
+		if err != nil {
+			return err
+		}
+		_, err = io.CopyBuffer(onlyWriter{io.MultiWriter(fw, z)}, ctxReader{gctx, stream}, make([]byte, 256<<10))
+		if err == nil {
+			err = z.Close()
+		}
+		// Both readers learn how it ended: nil is the end of the stream.
+		fw.CloseWithError(err)
+		bw.CloseWithError(err)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return ocispec.Descriptor{}, nil, err
+	}
+	blob.MediaType = ocispec.MediaTypeImageLayerGzip
+	return blob, layer, nil
+}
+
+// orClosed is what a writer gets who goes on after its reader is done.
+func orClosed(err error) error {
+	if err == nil {
+		return errors.New("the reader is done")
+	}
+	return err
+}

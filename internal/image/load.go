@@ -1,0 +1,357 @@
+package image
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
+)
+
+// workPrefix begins the leases of unfinished work. None outlives its engine.
+const workPrefix = "work/"
+
+// job is one piece of work that makes content which no record needs yet.
+type job struct {
+	s     *Store
+	lease leases.Lease
+	ref   string // begins the names of this job's writers
+	free  bool   // it does not hold work
+}
+
+// begin leases all that is written with the returned context until end.
+func (s *Store) begin(ctx context.Context) (context.Context, *job, error) {
+	var b [12]byte
+	_, _ = rand.Read(b[:])
+	j := &job{s: s, ref: workPrefix + hex.EncodeToString(b[:])}
+	s.work.RLock()
+	l, err := s.leases.Create(in(ctx), leases.WithID(j.ref))
+	if err != nil {
+		s.work.RUnlock()
+		return nil, nil, fmt.Errorf("cannot lease new content: %w", err)
+	}
+	j.lease = l
+	return leases.WithLease(ctx, l.ID), j, nil
+}
+
+// end gives up the job's lease. After a failure, what the job made is removed
+// before end returns.
+func (j *job) end(ctx context.Context, err error) error {
+	ctx = context.WithoutCancel(ctx)
+	if derr := j.s.leases.Delete(in(ctx), j.lease); derr != nil {
+		j.s.warn(fmt.Errorf("cannot give up lease %q: %w", j.lease.ID, derr))
+	}
+	j.detachWork()
+	if err != nil {
+		j.s.warn(j.s.clean(ctx))
+	} else {
+		j.s.wake() // for what the archive held besides
+	}
+	return err
+}
+
+// detachWork lets collections run although the job goes on.
+func (j *job) detachWork() {
+	if !j.free {
+		j.free = true
+		j.s.unshare()
+	}
+}
+
+// ready is a candidate of which all is here and checked.
+type ready struct {
+	candidate
+	id       digest.Digest
+	config   *parsed
+	manifest *ocispec.Manifest
+}
+
+// Load takes the images of an archive, a docker archive or an OCI layout, as
+// a tar that may be packed with gzip, zstd or bzip2. It returns their names,
+// or ids where they have none, as people write them. progress, which may be
+// nil, gets lines for people. Either all images of the archive are there
+// afterwards or none. Errors: *DigestError, *PlatformError,
+// errdefs.ErrInvalidArgument for any other damaged, truncated or foreign
+// archive, errdefs.ErrResourceExhausted for a full disk.
+func (s *Store) Load(ctx context.Context, r io.Reader, progress func(string)) (_ []string, err error) {
+	if progress == nil {
+		progress = func(string) {}
+	}
+	defer func() {
+		if err != nil {
+			err = s.explain(fmt.Errorf("cannot load image: %w", err))
+		}
+	}()
+	ctx, j, err := s.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = j.end(ctx, err) }()
+
+	stream, _, err := decompress(ctxReader{ctx, r})
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	a, err := s.scan(ctx, stream, j.ref)
+	if err != nil {
+		return nil, err
+	}
+	found, err := s.candidates(ctx, a, j.ref)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.resolveAll(ctx, found)
+	if err != nil {
+		return nil, err
+	}
+	for _, img := range all {
+		if err := s.prepare(ctx, img, progress); err != nil {
+			return nil, err
+		}
+		if err := s.label(ctx, img.target); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.publish(ctx, all, progress); err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, img := range all {
+		if len(img.names) == 0 {
+			out = append(out, img.id.String())
+		}
+		for _, n := range img.names {
+			out = append(out, familiar(n))
+		}
+	}
+	return out, nil
+}
+
+// resolveAll picks what this host can run. A candidate for another platform
+// is passed over only if another one has its name.
+func (s *Store) resolveAll(ctx context.Context, found []candidate) ([]*ready, error) {
+	var out []*ready
+	var foreign []candidate
+	var why *PlatformError
+	for _, c := range found {
+		img, err := s.resolve(ctx, c)
+		var p *PlatformError
+		if errors.As(err, &p) {
+			foreign = append(foreign, c)
+			if why == nil {
+				why = p
+			} else {
+				why.Have = append(why.Have, p.Have...)
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, img)
+	}
+	for _, c := range foreign {
+		covered := len(out) > 0 && !slices.ContainsFunc(c.names, func(n string) bool {
+			return !slices.ContainsFunc(out, func(r *ready) bool { return slices.Contains(r.names, n) })
+		})
+		if !covered {
+			slices.Sort(why.Have)
+			why.Have = slices.Compact(why.Have)
+			return nil, why
+		}
+	}
+	return out, nil
+}
+
+// resolve follows a candidate to the manifest and config for this host and
+// checks that all it needs is in the content store.
+func (s *Store) resolve(ctx context.Context, c candidate) (*ready, error) {
+	desc := c.target
+	if desc.MediaType == "" {
+		kind, err := s.guessType(ctx, desc)
+		if err != nil {
+			return nil, err
+		}
+		desc.MediaType, c.target.MediaType = kind, kind
+	}
+	for range 4 {
+		if !images.IsIndexType(desc.MediaType) {
+			break
+		}
+		next, err := s.choose(ctx, desc)
+		if err != nil {
+			return nil, err
+		}
+		desc = next
+	}
+	if !images.IsManifestType(desc.MediaType) {
+		return nil, fmt.Errorf("%s is no image: its media type is %q: %w", desc.Digest, desc.MediaType, errdefs.ErrInvalidArgument)
+	}
+	m, err := s.manifest(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	if t := m.Config.MediaType; t != "" && !images.IsConfigType(t) {
+		return nil, fmt.Errorf("%s is no container image: its config is a %q: %w", desc.Digest, t, errdefs.ErrInvalidArgument)
+	}
+	p, err := s.config(ctx, m.Config.Digest)
+	if err != nil {
+		return nil, err
+	}
+	host := platforms.DefaultSpec()
+	have := ocispec.Platform{OS: p.oci.OS, Architecture: p.oci.Architecture, Variant: p.oci.Variant}
+	if have.OS == "" {
+		have.OS = "linux"
+	}
+	if have.Architecture == "" {
+		have.Architecture = host.Architecture
+	}
+	if !platforms.Only(host).Match(platforms.Normalize(have)) {
+		return nil, &PlatformError{Want: plat(host), Have: []string{plat(have)}}
+	}
+	if len(m.Layers) != len(p.oci.RootFS.DiffIDs) {
+		return nil, fmt.Errorf("image manifest %s has %d layers and its config names %d: %w", desc.Digest, len(m.Layers), len(p.oci.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
+	}
+	for i, l := range m.Layers {
+		if err := s.checkLayer(ctx, l); err != nil {
+			return nil, fmt.Errorf("layer %d of image manifest %s: %w", i+1, desc.Digest, err)
+		}
+	}
+	return &ready{candidate: c, id: m.Config.Digest, config: p, manifest: m}, nil
+}
+
+// plat is a platform for people: without the "v1" that every amd64 is.
+func plat(p ocispec.Platform) string {
+	p = platforms.Normalize(p)
+	out := p.OS + "/" + p.Architecture
+	if p.Variant != "" && p.Variant != "v1" {
+		out += "/" + p.Variant
+	}
+	return out
+}
+
+// choose picks the manifest of an index for this host, among those that are
+// here.
+func (s *Store) choose(ctx context.Context, index ocispec.Descriptor) (ocispec.Descriptor, error) {
+	kids, err := s.children(ctx, index)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	host := platforms.Only(platforms.DefaultSpec())
+	var best *ocispec.Descriptor
+	var have []string
+	for _, d := range kids {
+		if isAttestation(d) {
+			continue
+		}
+		if d.MediaType == "" {
+			if d.MediaType, err = s.guessType(ctx, d); err != nil {
+				return ocispec.Descriptor{}, err
+			}
+		}
+		if d.Platform == nil && images.IsManifestType(d.MediaType) {
+			m, err := s.manifest(ctx, d)
+			if err != nil {
+				return ocispec.Descriptor{}, err
+			}
+			p, err := s.config(ctx, m.Config.Digest)
+			if err != nil {
+				return ocispec.Descriptor{}, err
+			}
+			d.Platform = &ocispec.Platform{OS: p.oci.OS, Architecture: p.oci.Architecture, Variant: p.oci.Variant}
+		}
+		if d.Platform != nil {
+			have = append(have, plat(*d.Platform))
+			if !host.Match(*d.Platform) || best != nil && !host.Less(*d.Platform, *best.Platform) {
+				continue
+			}
+		} else if best != nil {
+			continue
+		}
+		best = &d
+	}
+	if best == nil {
+		return ocispec.Descriptor{}, &PlatformError{Want: plat(platforms.DefaultSpec()), Have: have}
+	}
+	return *best, nil
+}
+
+// guessType tells an index from a manifest where a descriptor does not.
+func (s *Store) guessType(ctx context.Context, d ocispec.Descriptor) (string, error) {
+	raw, err := s.readJSON(ctx, d, "image manifest")
+	if err != nil {
+		return "", err
+	}
+	var doc struct {
+		MediaType string                `json:"mediaType"`
+		Manifests *[]ocispec.Descriptor `json:"manifests"`
+		Config    *ocispec.Descriptor   `json:"config"`
+	}
+	if err := decodeJSON(raw, "image manifest "+d.Digest.String(), &doc); err != nil {
+		return "", err
+	}
+	switch {
+	case doc.MediaType != "":
+		return doc.MediaType, nil
+	case doc.Manifests != nil && doc.Config == nil:
+		return ocispec.MediaTypeImageIndex, nil
+	case doc.Config != nil && doc.Manifests == nil:
+		return ocispec.MediaTypeImageManifest, nil
+	}
+	return "", fmt.Errorf("%s is neither an image manifest nor an index: %w", d.Digest, errdefs.ErrInvalidArgument)
+}
+
+// checkLayer tells whether a layer's blob is here and of a kind that can be
+// unpacked. What the media type says about packing is not trusted: the
+// stream's first bytes tell.
+func (s *Store) checkLayer(ctx context.Context, l ocispec.Descriptor) error {
+	if strings.Contains(l.MediaType, "+encrypted") || l.MediaType != "" && !images.IsLayerType(l.MediaType) || l.MediaType == images.MediaTypeErofsLayer {
+		return fmt.Errorf("media type %q is not supported: %w", l.MediaType, errdefs.ErrInvalidArgument)
+	}
+	info, err := s.blobs.Info(in(ctx), l.Digest)
+	if errdefs.IsNotFound(err) {
+		return fmt.Errorf("the archive has no blob %s: %w", l.Digest, errdefs.ErrInvalidArgument)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot look for blob %s: %w", l.Digest, err)
+	}
+	if info.Size != l.Size {
+		return fmt.Errorf("blob %s has %d bytes and the manifest says %d: %w", l.Digest, info.Size, l.Size, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// publish makes images exist: all names in one transaction.
+func (s *Store) publish(ctx context.Context, all []*ready, progress func(string)) error {
+	return s.meta.Update(func(tx *bolt.Tx) error {
+		ctx := boltutil.WithTransaction(in(ctx), tx)
+		for _, img := range all {
+			recs, err := s.records.List(ctx)
+			if err != nil {
+				return fmt.Errorf("cannot list images: %w", err)
+			}
+			for _, n := range img.names {
+				if i := slices.IndexFunc(recs, func(r images.Image) bool { return r.Name == n }); i >= 0 && recordID(recs[i]) != img.id {
+					progress(fmt.Sprintf("The image %s already exists, renaming the old one with ID %s to empty string", familiar(n), recordID(recs[i])))
+				}
+			}
+			if err := s.name(ctx, recs, img.id, img.target, img.names); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,335 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+)
+
+// Removed is one line of what Remove or Prune did; one field is set.
+type Removed struct {
+	Untagged string // a name, or name@digest, that is gone
+	Deleted  string // an image id that is gone
+}
+
+// Remove is docker's rmi. ref as a name takes that name away, and the image
+// with its last name; ref as an id takes the image away. Without force it is
+// errdefs.ErrConflict when a lease holds the image, or when an id has names in
+// several repositories. With force the image goes although a container that
+// does not run holds it (whose lease keeps the files); what a running one
+// holds only loses its name. Blobs, layers and indexes that nothing needs any
+// more are gone when Remove returns, unless something is being loaded: then
+// soon after. prune is accepted for Docker's sake: an image here has no
+// untagged parents.
+func (s *Store) Remove(ctx context.Context, ref string, force, prune bool) ([]Removed, error) {
+	var out []Removed
+	err := s.meta.Update(func(tx *bolt.Tx) (err error) {
+		out, err = s.remove(boltutil.WithTransaction(in(ctx), tx), ref, force)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.warn(s.clean(context.WithoutCancel(ctx)))
+	return out, nil
+}
+
+func (s *Store) remove(ctx context.Context, ref string, force bool) ([]Removed, error) {
+	all, err := s.records.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list images: %w", err)
+	}
+	id, name, err := find(all, ref)
+	if err != nil {
+		return nil, err
+	}
+	user, running, err := s.user(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	var named []images.Image
+	for _, r := range all {
+		if recordID(r) == id && !isDangling(r) {
+			named = append(named, r)
+		}
+	}
+	if name == "" {
+		name = nameAt(named, ref)
+	}
+	switch {
+	case name != "" && len(named) > 1:
+		i := slices.IndexFunc(named, func(r images.Image) bool { return r.Name == name })
+		return s.untag(ctx, named[i:i+1], named)
+	case name != "" && user != "" && !force:
+		return nil, fmt.Errorf("conflict: unable to remove repository reference %q (must force) - %s is using its referenced image %s: %w", ref, holderText(user), short(id), errdefs.ErrConflict)
+	case name != "" && running:
+		// As Docker: the name goes, the image stays until the container does.
+		out, err := s.untag(ctx, named, named)
+		if err != nil {
+			return nil, err
+		}
+		return out, s.keepDangling(ctx, nil, id, named[0].Target)
+	case running:
+		return nil, fmt.Errorf("conflict: unable to delete %s (cannot be forced) - image is being used by running %s: %w", short(id), holderText(user), errdefs.ErrConflict)
+	case name == "" && !force && !oneRepository(named):
+		return nil, fmt.Errorf("conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories: %w", short(id), errdefs.ErrConflict)
+	case user != "" && !force:
+		return nil, fmt.Errorf("conflict: unable to delete %s (must be forced) - image is being used by stopped %s: %w", short(id), holderText(user), errdefs.ErrConflict)
+	}
+	out, err := s.untag(ctx, named, named)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range all {
+		if recordID(r) == id && isDangling(r) {
+			if err := s.records.Delete(ctx, r.Name); err != nil {
+				return nil, fmt.Errorf("cannot remove image record %q: %w", r.Name, err)
+			}
+		}
+	}
+	return append(out, Removed{Deleted: id.String()}), nil
+}
+
+// untag deletes the records gone; those are all that named holds or one of it.
+func (s *Store) untag(ctx context.Context, gone, named []images.Image) ([]Removed, error) {
+	var out []Removed
+	for _, r := range gone {
+		if err := s.records.Delete(ctx, r.Name); err != nil {
+			return nil, fmt.Errorf("cannot remove image name %q: %w", r.Name, err)
+		}
+		out = append(out, Removed{Untagged: familiar(r.Name)})
+	}
+	// A repository that keeps no name of the image loses its digest, too.
+	lost := map[string]bool{}
+	for _, r := range gone {
+		repo, ref := repository(r.Name), ""
+		kept := slices.ContainsFunc(named, func(o images.Image) bool {
+			return repository(o.Name) == repo && !slices.ContainsFunc(gone, func(g images.Image) bool { return g.Name == o.Name })
+		})
+		if ref = repo + "@" + r.Target.Digest.String(); !kept && !lost[ref] {
+			lost[ref] = true
+			out = append(out, Removed{Untagged: ref})
+		}
+	}
+	return out, nil
+}
+
+// nameAt finds the one name that "repository@digest" stands for.
+func nameAt(named []images.Image, ref string) string {
+	n, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ""
+	}
+	if _, ok := n.(reference.Digested); !ok {
+		return ""
+	}
+	var found []string
+	for _, r := range named {
+		if repository(r.Name) == reference.FamiliarName(n) {
+			found = append(found, r.Name)
+		}
+	}
+	if len(found) != 1 {
+		return ""
+	}
+	return found[0]
+}
+
+func repository(name string) string {
+	n, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return reference.FamiliarName(n)
+}
+
+// oneRepository tells whether an id is as good as a name: at most one tag.
+func oneRepository(named []images.Image) bool { return len(named) <= 1 }
+
+// user gives one holder of the image, a running one if there is any.
+func (s *Store) user(ctx context.Context, id digest.Digest) (holder string, running bool, err error) {
+	held, err := s.holders(ctx)
+	if err != nil {
+		return "", false, err
+	}
+	for h, d := range held {
+		if d != id {
+			continue
+		}
+		if s.cfg.Running != nil && s.cfg.Running(h) {
+			return h, true, nil
+		}
+		if holder == "" || h < holder {
+			holder = h
+		}
+	}
+	return holder, false, nil
+}
+
+// holderText makes "container 0123456789ab" of "container/<id>".
+func holderText(holder string) string {
+	kind, id, ok := strings.Cut(holder, "/")
+	if !ok {
+		return holder
+	}
+	if len(id) > 12 {
+		id = id[:12]
+	}
+	return kind + " " + id
+}
+
+// Prune removes images that nothing holds: those without a name, or with all
+// every one. Filters as Docker's: dangling ("false" means all), until (a
+// duration or a time), label and label! ("key" or "key=value"). It returns
+// what is gone and how many bytes of disk that freed.
+func (s *Store) Prune(ctx context.Context, all bool, filters map[string][]string) ([]Removed, int64, error) {
+	f, err := parseFilters(filters, time.Now())
+	if err != nil {
+		return nil, 0, err
+	}
+	all = all || f.all
+	before, err := s.disk()
+	if err != nil {
+		return nil, 0, err
+	}
+	list, err := s.List(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	var out []Removed
+	for _, img := range list {
+		if len(img.Names) > 0 && !all || !f.match(img) {
+			continue
+		}
+		gone, err := s.pruneOne(ctx, img)
+		if err != nil {
+			return out, 0, err
+		}
+		out = append(out, gone...)
+	}
+	if err := s.clean(ctx); err != nil {
+		return out, 0, err
+	}
+	after, err := s.disk()
+	if err != nil {
+		return out, 0, err
+	}
+	return out, max(0, before-after), nil
+}
+
+// pruneOne removes an image with all its names unless something holds it or
+// its names have changed since it was listed.
+func (s *Store) pruneOne(ctx context.Context, img *Image) ([]Removed, error) {
+	var out []Removed
+	err := s.meta.Update(func(tx *bolt.Tx) error {
+		ctx := boltutil.WithTransaction(in(ctx), tx)
+		out = nil
+		holder, _, err := s.user(ctx, img.ID)
+		if err != nil || holder != "" {
+			return err
+		}
+		recs, err := s.records.List(ctx)
+		if err != nil {
+			return fmt.Errorf("cannot list images: %w", err)
+		}
+		var mine, named []images.Image
+		for _, r := range recs {
+			if recordID(r) == img.ID {
+				mine = append(mine, r)
+				if !isDangling(r) {
+					named = append(named, r)
+				}
+			}
+		}
+		if len(mine) == 0 || len(named) != len(img.Names) {
+			return nil
+		}
+		if out, err = s.untag(ctx, named, named); err != nil {
+			return err
+		}
+		for _, r := range mine {
+			if !isDangling(r) {
+				continue
+			}
+			if err := s.records.Delete(ctx, r.Name); err != nil {
+				return fmt.Errorf("cannot remove image record %q: %w", r.Name, err)
+			}
+		}
+		out = append(out, Removed{Deleted: img.ID.String()})
+		return nil
+	})
+	return out, err
+}
+
+type pruneFilter struct {
+	all       bool
+	until     time.Time
+	with, not []string
+}
+
+func parseFilters(in map[string][]string, now time.Time) (f pruneFilter, err error) {
+	for key, values := range in {
+		for _, v := range values {
+			switch key {
+			case "dangling":
+				b, err := strconv.ParseBool(v)
+				if err != nil {
+					return f, fmt.Errorf("invalid filter 'dangling=%s': %w", v, errdefs.ErrInvalidArgument)
+				}
+				f.all = !b
+			case "until":
+				t, err := parseTime(v, now)
+				if err != nil {
+					return f, fmt.Errorf("invalid filter 'until=%s': %w: %w", v, err, errdefs.ErrInvalidArgument)
+				}
+				f.until = t
+			case "label":
+				f.with = append(f.with, v)
+			case "label!":
+				f.not = append(f.not, v)
+			default:
+				return f, fmt.Errorf("invalid filter '%s': %w", key, errdefs.ErrInvalidArgument)
+			}
+		}
+	}
+	return f, nil
+}
+
+// parseTime reads a duration before now, a number of seconds since 1970, or a
+// time of RFC 3339, whole or shortened.
+func parseTime(v string, now time.Time) (time.Time, error) {
+	if d, err := time.ParseDuration(v); err == nil {
+		return now.Add(-d), nil
+	}
+	if sec, err := strconv.ParseFloat(v, 64); err == nil {
+		return time.Unix(0, int64(sec*1e9)), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, v, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("neither a duration nor a time")
+}
+
+func (f pruneFilter) match(img *Image) bool {
+	if !f.until.IsZero() && img.Created.After(f.until) {
+		return false
+	}
+	has := func(want string) bool {
+		k, v, exact := strings.Cut(want, "=")
+		got, ok := img.Config.Config.Labels[k]
+		return ok && (!exact || got == v)
+	}
+	return !slices.ContainsFunc(f.with, func(l string) bool { return !has(l) }) && !slices.ContainsFunc(f.not, has)
+}
