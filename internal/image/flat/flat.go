@@ -39,7 +39,7 @@ type Limits struct {
 	// Bytes is the most that all regular files together may hold, holes
 	// counted; default 64 GiB.
 	Bytes int64
-	// Entries is the most entries that the stream may have; default 4,000,000.
+	// Entries is the most entries that the stream may have; default 2,000,000.
 	Entries int
 	// Depth is the most components that a path may have; default 1,024.
 	Depth int
