@@ -20,11 +20,11 @@
 // op "attach" (before the start too: then from the first byte) and op "exec"
 // turn the conversation into a carrier of streams after a Reply without error:
 //
-//	  | Stdin{bytes} ...                      |   Stdin{} of no length: end of input
-//	  |-------------------------------------->|
-//	  |<------- Stdout{bytes}, Stderr{bytes} -|   a reader that is slow slows the process down
-//	  |<------- Exit{isolation.Exit} ---------|   after the last byte and, for the main
-//	  |<------- close ------------------------|   process, after the exit record was written
+//	| Stdin{bytes} ...                      |   Stdin{} of no length: end of input
+//	|-------------------------------------->|
+//	|<------- Stdout{bytes}, Stderr{bytes} -|   a reader that is slow slows the process down
+//	|<------- Exit{isolation.Exit} ---------|   after the last byte and, for the main
+//	|<------- close ------------------------|   process, after the exit record was written
 //
 // A close by the engine's side, at any time, detaches: it ends neither the
 // process nor its input. A close by the shim without Exit means that the shim
@@ -102,8 +102,9 @@ const (
 	Starting Phase = "starting"
 	Running  Phase = "running"
 	Paused   Phase = "paused"
-	Exited   Phase = "exited" // the exit record is written, what is left is being removed
-	Failed   Phase = "failed" // Driver.Create did not succeed
+	Exited   Phase = "exited"   // the exit record is written, what is left is being removed
+	Failed   Phase = "failed"   // Driver.Create did not succeed
+	Deleting Phase = "deleting" // removed without having been started
 )
 
 // Streams says which ends of a process a conversation carries.
