@@ -289,13 +289,13 @@ func (r Result) Out() string { return strings.TrimRight(r.Stdout, "\n") }
 
 // Proa runs the proa command line against this engine.
 func (e *Engine) Proa(args ...string) Result {
-	return e.Run("", filepath.Join(e.bin, "proa"), append([]string{"-H", e.Host}, args...)...)
+	return e.Exec("", filepath.Join(e.bin, "proa"), append([]string{"-H", e.Host}, args...)...)
 }
 
 // Docker runs the docker CLI against this engine.
 func (e *Engine) Docker(args ...string) Result {
 	e.t.Helper()
-	return e.Run("", DockerCLI(e.t), append([]string{"-H", e.Host}, args...)...)
+	return e.Exec("", DockerCLI(e.t), append([]string{"-H", e.Host}, args...)...)
 }
 
 // MustProa is Proa that fails the test on any exit code but 0.
@@ -321,11 +321,11 @@ func (e *Engine) MustDocker(args ...string) string {
 // InNetns runs a command in the engine's network namespace, where its
 // published ports are.
 func (e *Engine) InNetns(name string, args ...string) Result {
-	return e.Run("", "nsenter", append([]string{"--net=/run/netns/" + e.Netns, name}, args...)...)
+	return e.Exec("", "nsenter", append([]string{"--net=/run/netns/" + e.Netns, name}, args...)...)
 }
 
-// Run runs a command with the given standard input; it is killed after two minutes.
-func (e *Engine) Run(stdin, name string, args ...string) Result {
+// Exec runs a command with the given standard input; it is killed after two minutes.
+func (e *Engine) Exec(stdin, name string, args ...string) Result {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
