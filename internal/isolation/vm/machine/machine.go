@@ -10,11 +10,9 @@
 package machine
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 
