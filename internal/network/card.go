@@ -87,12 +87,20 @@ func (m *Manager) plugVeth(e *Endpoint, netns *os.File) error {
 	defer here.close()
 	pair, err := newVeth(
 		link{name: e.Link, mtu: e.MTU, master: m.bridgeIndex(), up: true},
-		link{name: cardName, mtu: e.MTU, mac: mac, up: true, netns: netns},
+		link{name: cardName, mtu: e.MTU, mac: mac, netns: netns}, // a veth cannot be born up on this side (ENOTCONN)
 	)
 	if err != nil {
 		return fail(err)
 	}
-	if err := here.do(pair); err != nil {
+	reqs := []netlink.Message{pair}
+	if bridgeFiltered() {
+		hairpin, err := setHairpin(e.Link)
+		if err != nil {
+			return fail(err)
+		}
+		reqs = append(reqs, hairpin)
+	}
+	if err := here.do(reqs...); err != nil {
 		return fail(fmt.Errorf("cannot make card %s on bridge %q: %w", e.Link, m.cfg.Bridge, err))
 	}
 	there, err := dialRTNL(netns)
@@ -117,6 +125,7 @@ func setUpCard(there *rtnl, e *Endpoint) error {
 		reqs, errs = append(reqs, m), append(errs, err)
 	}
 	add(setLink(link{index: 1, up: true})) // lo is always number 1
+	add(setLink(link{index: index, up: true}))
 	add(newAddr(index, e.Address))
 	if e.Address6.IsValid() {
 		add(newAddr(index, e.Address6))
@@ -129,6 +138,19 @@ func setUpCard(there *rtnl, e *Endpoint) error {
 		return err
 	}
 	return there.do(reqs...)
+}
+
+// bridgeFiltered is whether br_netfilter hands bridged packets to the IP
+// firewall (Docker and Kubernetes load it). It then turns a connection from a
+// container to its own published port into one bridged back through the same
+// card, which a card refuses unless it is a hairpin.
+func bridgeFiltered() bool {
+	for _, s := range []string{"net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"} {
+		if v, err := readSysctl(s); err == nil && v != "0" {
+			return true
+		}
+	}
+	return false
 }
 
 // attach puts the host's end of a card on the bridge and brings it up, in this order.
@@ -147,7 +169,15 @@ func (m *Manager) attach(e *Endpoint) error {
 	if err := errors.Join(err1, err2); err != nil {
 		return err
 	}
-	if err := here.do(enslave, raise); err != nil {
+	reqs := []netlink.Message{enslave, raise}
+	if bridgeFiltered() {
+		hairpin, err := setHairpin(e.Link)
+		if err != nil {
+			return err
+		}
+		reqs = append(reqs, hairpin)
+	}
+	if err := here.do(reqs...); err != nil {
 		return fmt.Errorf("cannot put card %s on bridge %q: %w", e.Link, m.cfg.Bridge, err)
 	}
 	return nil

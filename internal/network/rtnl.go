@@ -75,7 +75,10 @@ const (
 	iflaStats64   = 23
 	iflaInfoKind  = 1
 	iflaInfoData  = 2
+	iflaSlaveKind = 4
+	iflaSlaveData = 5
 	vethInfoPeer  = 1
+	brportMode    = 4 // hairpin
 	ifaFNoDAD     = 0x02
 	sizeofIfInfo  = syscall.SizeofIfInfomsg
 	linkStatsSize = 8 * 8 // the first eight counters of rtnl_link_stats64
@@ -146,6 +149,21 @@ func setLink(l link) (netlink.Message, error) {
 	ae := netlink.NewAttributeEncoder()
 	l.encode(ae)
 	return message(syscall.RTM_NEWLINK, 0, l.header(), ae)
+}
+
+// setHairpin lets a card of a bridge get back its own frames.
+func setHairpin(name string) (netlink.Message, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.String(syscall.IFLA_IFNAME, name)
+	ae.Nested(syscall.IFLA_LINKINFO, func(info *netlink.AttributeEncoder) error {
+		info.String(iflaSlaveKind, "bridge")
+		info.Nested(iflaSlaveData, func(data *netlink.AttributeEncoder) error {
+			data.Uint8(brportMode, 1)
+			return nil
+		})
+		return nil
+	})
+	return message(syscall.RTM_NEWLINK, 0, link{}.header(), ae)
 }
 
 func getLink(name string) (netlink.Message, error) {

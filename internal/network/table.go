@@ -72,9 +72,9 @@ func (t *table) set(name string) *nftables.Set {
 		s.ID, s.DataType = 4, target6
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
 	case setOpened4:
-		return &nftables.Set{Table: t.ref(), Name: name, ID: 5, KeyType: nftables.TypeIFName}
+		return &nftables.Set{Table: t.ref(), Name: name, ID: 5, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	case setOpened6:
-		return &nftables.Set{Table: t.ref(), Name: name, ID: 6, KeyType: nftables.TypeIFName}
+		return &nftables.Set{Table: t.ref(), Name: name, ID: 6, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	}
 	return s
 }
@@ -233,8 +233,7 @@ func difference(have, want map[string][]nftables.SetElement) (add, remove map[st
 	return minus(want, have), minus(have, want)
 }
 
-// addRules puts the chains and their rules into the batch. `nft list table inet
-// proa` shows them; the words beside each rule are what it prints.
+// addRules puts the chains and their rules into the batch.
 func (t *table) addRules(c *nftables.Conn) {
 	chain := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
 		return c.AddChain(&nftables.Chain{Name: name, Table: t.ref(), Type: typ, Hooknum: hook, Priority: prio})
