@@ -111,13 +111,13 @@ var behaviours = []struct {
 		p.holds(r.Stderr, "unable to find user nosuch")
 	}},
 	{"standard input", func(p *place) {
-		r := p.Exec("through\n", proatest.DockerCLI(p), append(append([]string{"-H", p.Host, "run", "-i", "--rm", "--network", "none"}, p.args...), "bb", "cat")...)
+		r := p.Exec("through\n", proatest.DockerCLI(p.T), append(append([]string{"-H", p.Host, "run", "-i", "--rm", "--network", "none"}, p.args...), "bb", "cat")...)
 		p.code(r, 0)
 		p.want(r.Stdout, "through\n")
 	}},
 	{"a megabyte through", func(p *place) {
 		in := strings.Repeat("0123456789abcde\n", 1<<16)
-		r := p.Exec(in, proatest.DockerCLI(p), append(append([]string{"-H", p.Host, "run", "-i", "--rm", "--network", "none"}, p.args...), "bb", "cat")...)
+		r := p.Exec(in, proatest.DockerCLI(p.T), append(append([]string{"-H", p.Host, "run", "-i", "--rm", "--network", "none"}, p.args...), "bb", "cat")...)
 		p.code(r, 0)
 		if r.Stdout != in {
 			p.Errorf("%d bytes came back of %d", len(r.Stdout), len(in))
@@ -141,7 +141,7 @@ var behaviours = []struct {
 		p.code(r, 3)
 		p.want(r.Stdout+r.Stderr, "out\nerr\n")
 		p.want(p.Docker("exec", "-u", "app", "-w", "/tmp", "-e", "X=y", c, "sh", "-c", "echo $(id -un) $PWD $X $FROM").Stdout, "app /tmp y run\n")
-		p.want(p.Exec("in\n", proatest.DockerCLI(p), "-H", p.Host, "exec", "-i", c, "cat").Stdout, "in\n")
+		p.want(p.Exec("in\n", proatest.DockerCLI(p.T), "-H", p.Host, "exec", "-i", c, "cat").Stdout, "in\n")
 		p.code(p.Docker("exec", c, "nosuchcommand"), 127)
 		p.code(p.Docker("exec", "-t", c, "sh", "-c", "test -t 0"), 0)
 	}},
@@ -216,7 +216,7 @@ var behaviours = []struct {
 	}},
 	{"attach from the start and later", func(p *place) {
 		c := p.start("--network", "none", "-i", "bb", "sh", "-c", "read line; echo got $line")
-		r := p.Exec("hello\n", proatest.DockerCLI(p), "-H", p.Host, "attach", c)
+		r := p.Exec("hello\n", proatest.DockerCLI(p.T), "-H", p.Host, "attach", c)
 		p.code(r, 0)
 		p.want(r.Stdout, "got hello\n")
 	}},

@@ -1,0 +1,154 @@
+package proatest
+
+import (
+	"bufio"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Traces are named lists of what an engine could leave on the host.
+type Traces map[string][]string
+
+// Traces lists what is there now: mounts, loop devices, network namespaces,
+// links, nftables rules (of the engine's namespace), sysctls that engines
+// touch, cgroups, processes, and files of the engine below its directories
+// except those of the data root that the engine keeps for itself.
+func (e *Engine) Traces() Traces {
+	e.t.Helper()
+	tr := Traces{}
+	add := func(kind string, lines ...string) {
+		for _, l := range lines {
+			if l = strings.TrimSpace(l); l != "" {
+				tr[kind] = append(tr[kind], l)
+			}
+		}
+	}
+	// Mounts of the host, and those that the engine sees in its own namespace.
+	for kind, pid := range map[string]string{"host mounts": "1", "engine mounts": fmt.Sprint(e.Pid())} {
+		f, err := os.Open("/proc/" + pid + "/mountinfo")
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		for sc := bufio.NewScanner(f); sc.Scan(); {
+			fields := strings.Fields(sc.Text())
+			if pid == "1" && !strings.Contains(fields[4], "proa") {
+				continue // somebody else's
+			}
+			// Images stay mounted for a while after their last use.
+			if pid != "1" && strings.HasPrefix(fields[4], filepath.Join(e.ExecRoot, "images")) {
+				continue
+			}
+			if pid != "1" && !strings.HasPrefix(fields[4], e.Dir) {
+				continue
+			}
+			add(kind, fields[4])
+		}
+		f.Close()
+	}
+	ns, _ := filepath.Glob("/run/netns/*")
+	add("named network namespaces", ns...)
+	for kind, args := range map[string][]string{
+		"links":    {"ip", "-o", "link"},
+		"nftables": {"nft", "list", "ruleset"},
+		"routes":   {"ip", "route", "show", "table", "all"},
+		"sysctls":  {"sh", "-c", "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/all/route_localnet"},
+	} {
+		r := e.InNetns(args[0], args[1:]...)
+		if r.Code != 0 {
+			e.t.Fatalf("%v: %s", args, r.Stderr)
+		}
+		for _, l := range strings.Split(r.Stdout, "\n") {
+			if kind == "links" {
+				if f := strings.Fields(l); len(f) > 1 {
+					l = f[1]
+				}
+			}
+			add(kind, l)
+		}
+	}
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(p string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.Contains(p, e.Cgroup) {
+			add("cgroups", p)
+		}
+		return nil
+	})
+	procs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range procs {
+		cmdline, err := os.ReadFile(p + "/cmdline")
+		if err != nil {
+			continue
+		}
+		line := strings.ReplaceAll(string(cmdline), "\x00", " ")
+		env, _ := os.ReadFile(p + "/environ")
+		if strings.Contains(line, e.Dir) && !strings.Contains(line, "proad") || strings.Contains(string(env), "PROA_TEST_MARK="+e.Dir) {
+			add("processes", line)
+		}
+	}
+	for _, dir := range []string{filepath.Join(e.DataRoot, "containers"), filepath.Join(e.DataRoot, "volumes"), e.ExecRoot} {
+		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return nil
+			}
+			if rel, _ := filepath.Rel(e.ExecRoot, p); rel == "images" || rel == "proad.log" || strings.HasPrefix(rel, "images/") {
+				if d.IsDir() {
+					return fs.SkipDir
+				}
+				return nil
+			}
+			add("files", p)
+			return nil
+		})
+	}
+	for _, l := range tr {
+		sort.Strings(l)
+	}
+	return tr
+}
+
+// SameTraces waits until the traces are those of before; what stays different
+// for ten seconds (an unused bridge may linger) fails the test.
+func (e *Engine) SameTraces(t testing.TB, before Traces) {
+	t.Helper()
+	var diff string
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if diff = before.diff(e.Traces()); diff == "" {
+			return
+		}
+	}
+	t.Errorf("what is there is not what was there:\n%s", diff)
+}
+
+func (tr Traces) diff(now Traces) string {
+	var out []string
+	kinds := map[string]bool{}
+	for k := range tr {
+		kinds[k] = true
+	}
+	for k := range now {
+		kinds[k] = true
+	}
+	for k := range kinds {
+		count := map[string]int{}
+		for _, l := range tr[k] {
+			count[l]--
+		}
+		for _, l := range now[k] {
+			count[l]++
+		}
+		for l, n := range count {
+			if n > 0 {
+				out = append(out, fmt.Sprintf("%s: left behind: %s", k, l))
+			} else if n < 0 {
+				out = append(out, fmt.Sprintf("%s: gone: %s", k, l))
+			}
+		}
+	}
+	sort.Strings(out)
+	return strings.Join(out, "\n")
+}
