@@ -301,7 +301,7 @@ func (c *Client) request(ctx context.Context, k *call, p *process, what string, 
 
 // explain turns a Failure into the error that callers know.
 func (c *Client) explain(what string, err error) error {
-	var f *failure
+	var f *Failure
 	if !errors.As(err, &f) {
 		return err
 	}
@@ -315,11 +315,6 @@ func (c *Client) explain(what string, err error) error {
 	}
 	return fmt.Errorf("cannot %s: %s: %s: %w", what, f.Step, f.Why, errdefs.ErrUnknown)
 }
-
-// failure is a Failure as an error.
-type failure struct{ Failure }
-
-func (f *failure) Error() string { return "cannot " + f.Step + ": " + f.Why }
 
 // read is the connection's reader; it never waits for anything but the stream.
 func (c *Client) read() {
@@ -414,8 +409,8 @@ func (c *Client) reply(h Header) error {
 		if err != nil {
 			return err
 		}
-		f := new(failure)
-		if err := DecodeJSON(b, &f.Failure); err != nil {
+		f := new(Failure)
+		if err := DecodeJSON(b, f); err != nil {
 			return err
 		}
 		r.err = f

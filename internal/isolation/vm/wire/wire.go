@@ -215,3 +215,6 @@ type Failure struct {
 	Step string      `json:"step"`
 	Why  string      `json:"why"`
 }
+
+// Error gives the step and the reason.
+func (f *Failure) Error() string { return "cannot " + f.Step + ": " + f.Why }
