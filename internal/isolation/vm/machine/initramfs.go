@@ -9,12 +9,10 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 )
 
-// What the agent finds in its initramfs besides /init, which is itself.
+// What the agent expects in its initramfs (see its package comment).
 const (
-	// ModuleDir holds the modules.
-	ModuleDir = "modules"
-	// ModuleList names them in the order of loading, one path a line.
-	ModuleList = "modules/order"
+	moduleDir  = "modules"
+	moduleList = "modules.txt" // one path a line, in the order of loading
 )
 
 // writeInitramfs writes the guest's first file system: the agent as /init, the
@@ -26,18 +24,20 @@ func writeInitramfs(w io.Writer, agent []byte, modules []Module) error {
 	records := []cpio.Record{
 		cpio.Directory("dev", 0o755),
 		cpio.CharDev("dev/console", 0o600, 5, 1), // the kernel opens it for /init
+		cpio.CharDev("dev/null", 0o666, 1, 3),    // Go's runtime opens it where a standard descriptor is missing
+		cpio.Directory("newroot", 0o755),
 		cpio.Directory("proc", 0o555),
 		cpio.Directory("sys", 0o555),
 		cpio.StaticFile("init", string(agent), 0o755),
-		cpio.Directory(ModuleDir, 0o755),
+		cpio.Directory(moduleDir, 0o755),
 	}
 	var list strings.Builder
 	for _, m := range modules {
-		path := ModuleDir + "/" + m.Name + ".ko"
+		path := moduleDir + "/" + m.Name + ".ko"
 		fmt.Fprintf(&list, "/%s\n", path)
 		records = append(records, cpio.StaticFile(path, string(m.Data), 0o644))
 	}
-	records = append(records, cpio.StaticFile(ModuleList, list.String(), 0o644))
+	records = append(records, cpio.StaticFile(moduleList, list.String(), 0o644))
 
 	var archive bytes.Buffer
 	out := cpio.Newc.Writer(&archive)
