@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -20,7 +21,7 @@ import (
 //	             host's root; then a user namespace in which only its own id exists
 //	root         a read-only tmpfs that holds nothing but QEMU's program, its
 //	             libraries, firmware, the guest's kernel and initramfs (and
-//	             /dev/kvm where it is used); no /proc, no /dev, no /etc, nothing to write
+//	             /dev/kvm where it is used); no /proc, no /etc, no /dev but null, nothing to write
 //	identity     an unprivileged user, no groups, no capabilities, none to be had
 //	             (bounding set, no_new_privs), not dumpable, no core dumps
 //	seccomp      QEMU's own -sandbox with every deny, loaded before the guest runs
@@ -147,7 +148,7 @@ func buildRoot(p *sys.Program, dir string, paths []string) error {
 		made[inside] = true
 		p.Call(fmt.Sprintf("make file %q in the new root", inside), syscall.SYS_MKNODAT, atCWD, p.String(inside), sys.Int(syscall.S_IFREG|0o444), sys.Int(0))
 		p.Mount(path, inside, "", syscall.MS_BIND, "")
-		if path != kvmDevice {
+		if !strings.HasPrefix(path, "/dev/") { // device nodes stay what they are: the null device, /dev/kvm
 			p.Mount("", inside, "", fileFlags, "")
 		}
 	}

@@ -151,8 +151,20 @@ func (h *host) collect(dataDirs []string) error {
 // Debian's and everybody else's.
 var loaderDirs = []string{"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib"}
 
-// libraryDirs adds those of /etc/ld.so.conf.
+// libraryDirs are the directories of libraries, without symbolic links, since
+// the jail has none: /lib is /usr/lib on most hosts.
 func libraryDirs() []string {
+	var dirs []string
+	for _, dir := range configuredDirs() {
+		if real, err := filepath.EvalSymlinks(dir); err == nil && !slices.Contains(dirs, real) {
+			dirs = append(dirs, real)
+		}
+	}
+	return dirs
+}
+
+// configuredDirs adds to loaderDirs those of /etc/ld.so.conf.
+func configuredDirs() []string {
 	dirs := slices.Clone(loaderDirs)
 	var read func(path string, depth int)
 	read = func(path string, depth int) {

@@ -136,7 +136,7 @@ func writeTogether(dir string, files map[string][]byte) error {
 }
 
 func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) // the jailed VMM reads it
 	if err != nil {
 		return fmt.Errorf("cannot create %q: %w", path, err)
 	}

@@ -152,7 +152,8 @@ func (f *Factory) Prepare(ctx context.Context, spec *isolation.Spec, disk Disk, 
 	}
 	c.Channel = firstFD + len(m.Files)
 
-	m.JailPaths = append(slices.Clone(h.paths), k.Vmlinux, k.Initramfs)
+	// QEMU opens /dev/null to find out which locks the host has.
+	m.JailPaths = append(slices.Clone(h.paths), k.Vmlinux, k.Initramfs, os.DevNull)
 	if !c.Emulated {
 		m.JailPaths = append(m.JailPaths, kvmDevice)
 	}
