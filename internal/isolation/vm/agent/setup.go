@@ -80,7 +80,7 @@ func (a *Agent) assemble(s *wire.Setup) (root, disk *os.File, err error) {
 			return nil, nil, failed("make mount points", err)
 		}
 	}
-	params := []sys.FSConfig{{Key: "source", Value: s.RootDevice}}
+	params := []sys.FSConfig{{Key: "source", Value: s.RootDevice}, {Key: "ro", Flag: true}} // the disk itself is read-only
 	for _, d := range s.DataDevices {
 		params = append(params, sys.FSConfig{Key: "device", Value: d})
 	}
