@@ -1,0 +1,222 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+)
+
+// Remove removes a volume and all it holds. One that is in use is
+// errdefs.ErrConflict, also with force; one that does not exist is
+// errdefs.ErrNotFound unless force is set.
+//
+// The directory is renamed aside, then the record goes, then the contents: a
+// crash in between leaves a volume that is whole, or one that is gone and
+// whose remains the next Open removes.
+func (s *Store) Remove(ctx context.Context, name string, force bool) error {
+	aside, err := s.putAside(name, nil)
+	if force && errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(aside); err != nil {
+		return fmt.Errorf("cannot remove what volume %q holds (it will be tried again when the engine starts): %w", name, err)
+	}
+	return nil
+}
+
+// putAside makes a volume cease to exist if it is unused and still as ok
+// wants it, and tells where its contents are now.
+func (s *Store) putAside(name string, ok func(record) bool) (aside string, err error) {
+	s.making.Lock()
+	defer s.making.Unlock()
+	aside = filepath.Join(s.root, asideName(name))
+	moved := false
+	err = s.db.Update(func(tx *bolt.Tx) error {
+		r, err := records.Get(tx, name)
+		if errdefs.IsNotFound(err) {
+			return noVolume(name)
+		}
+		if err != nil && !errdefs.IsDataLoss(err) {
+			return err
+		}
+		users, err := holdersOf(tx, name)
+		if err != nil {
+			return err
+		}
+		if len(users) > 0 {
+			return fmt.Errorf("remove %s: volume is in use - %v: %w", name, users, errdefs.ErrConflict)
+		}
+		if ok != nil && !ok(r) {
+			return errChanged
+		}
+		if err := records.Delete(tx, name); err != nil {
+			return err
+		}
+		// Within the transaction, so that nobody can hold it in between. If
+		// the commit fails, the directory moves back.
+		if err := os.Rename(s.dir(name), aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("cannot remove volume %q: %w", name, err)
+		}
+		moved = true
+		return nil
+	})
+	if err != nil && moved {
+		if back := os.Rename(aside, s.dir(name)); back != nil && !errors.Is(back, fs.ErrNotExist) {
+			err = errors.Join(err, back)
+		}
+	}
+	return aside, err
+}
+
+var errChanged = errors.New("the volume has changed")
+
+// Prune removes volumes that nobody uses: anonymous ones, or with all every
+// one. Filters as Docker's: label and label! ("key" or "key=value"), all
+// ("true"). It returns the names and how many bytes of disk that freed.
+func (s *Store) Prune(ctx context.Context, all bool, filters map[string][]string) ([]string, int64, error) {
+	var with, not []string
+	for key, values := range filters {
+		switch key {
+		case "label":
+			with = append(with, values...)
+		case "label!":
+			not = append(not, values...)
+		case "all":
+			for _, v := range values {
+				b, err := strconv.ParseBool(v)
+				if err != nil {
+					return nil, 0, fmt.Errorf("invalid filter 'all=%s': %w", v, errdefs.ErrInvalidArgument)
+				}
+				all = b
+			}
+		default:
+			return nil, 0, fmt.Errorf("invalid filter '%s': %w", key, errdefs.ErrInvalidArgument)
+		}
+	}
+	list, err := s.List(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	var gone []string
+	var freed int64
+	for _, v := range list {
+		if err := ctx.Err(); err != nil {
+			return gone, freed, err
+		}
+		has := func(want string) bool {
+			k, val, exact := strings.Cut(want, "=")
+			got, ok := v.Labels[k]
+			return ok && (!exact || got == val)
+		}
+		if !all && !v.Anonymous || slices.ContainsFunc(with, func(l string) bool { return !has(l) }) || slices.ContainsFunc(not, has) {
+			continue
+		}
+		aside, err := s.putAside(v.Name, func(r record) bool { return r.Created.Equal(v.Created) })
+		if errdefs.IsConflict(err) || errdefs.IsNotFound(err) || errors.Is(err, errChanged) {
+			continue
+		}
+		if err != nil {
+			return gone, freed, err
+		}
+		gone = append(gone, v.Name)
+		n, err := onDisk(ctx, aside)
+		if err != nil {
+			return gone, freed, err
+		}
+		if err := os.RemoveAll(aside); err != nil {
+			return gone, freed, fmt.Errorf("cannot remove what volume %q holds (it will be tried again when the engine starts): %w", v.Name, err)
+		}
+		freed += n
+	}
+	return gone, freed, nil
+}
+
+// Usage is what one volume takes.
+type Usage struct {
+	Volume *Volume
+	Size   int64 // bytes of disk
+	Users  int   // holders
+}
+
+// Usage measures all volumes.
+func (s *Store) Usage(ctx context.Context) ([]Usage, error) {
+	list, err := s.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	users, err := s.Holders(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Usage
+	for _, v := range list {
+		n, err := onDisk(ctx, v.Mountpoint)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Usage{Volume: v, Size: n, Users: len(users[v.Name])})
+	}
+	return out, nil
+}
+
+// onDisk adds up the blocks of everything below root on root's file system.
+// Containers write there meanwhile: what vanishes counts nothing.
+func onDisk(ctx context.Context, root string) (int64, error) {
+	var sum int64
+	var dev uint64
+	type key struct{ dev, ino uint64 }
+	seen := map[key]bool{}
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if cerr := ctx.Err(); cerr != nil {
+			return cerr
+		}
+		var fi fs.FileInfo
+		if err == nil {
+			fi, err = d.Info()
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if !ok {
+			return fmt.Errorf("no stat of %q: %w", path, os.ErrInvalid)
+		}
+		if path == root {
+			dev = uint64(st.Dev)
+		}
+		if uint64(st.Dev) != dev {
+			if d.IsDir() {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if k := (key{uint64(st.Dev), st.Ino}); !d.IsDir() && st.Nlink > 1 {
+			if seen[k] {
+				return nil
+			}
+			seen[k] = true
+		}
+		sum += st.Blocks * 512
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("cannot measure %q: %w", root, err)
+	}
+	return sum, nil
+}
