@@ -71,7 +71,7 @@ func (m *Manager) bridgeUp(ctx context.Context) (err error) {
 func (m *Manager) describeTable() {
 	t := &table{
 		name: m.cfg.Table, bridge: m.cfg.Bridge,
-		subnet: m.record.Subnet, subnet6: m.record.Subnet6, resolver: loopbackResolver(),
+		subnet: m.record.Subnet, subnet6: m.record.Subnet6, resolver: loopbackResolver(), nft: &m.nft,
 	}
 	m.mu.Lock()
 	m.rules = t

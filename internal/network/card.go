@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/mdlayher/netlink"
@@ -22,6 +23,7 @@ import (
 const (
 	cardName   = "eth0" // inside
 	linkPrefix = "proa" // of the host's end of a card, followed by eight hex digits
+	linkGrace  = 300 * time.Millisecond
 )
 
 // Plug puts the card of id into a network namespace as eth0 with its addresses
@@ -198,10 +200,18 @@ func (m *Manager) openPorts(e *Endpoint) error {
 	return m.forgetFlows(e)
 }
 
-// removeLink removes a card in the background: the kernel takes a while for it,
-// and nobody has to wait. If the engine dies before, Reconcile finds the card.
+// removeLink makes sure in the background that a card goes away. It mostly goes
+// by itself, with its namespace or its tap's last descriptor; removing it at the
+// same time would only make the next start wait for the kernel's one lock on
+// links. If the engine dies before, Reconcile finds the card.
 func (m *Manager) removeLink(name string) {
-	m.background.Go(func() { _ = deleteLink(name) })
+	m.background.Go(func() {
+		select {
+		case <-time.After(linkGrace):
+		case <-m.quit:
+		}
+		_ = deleteLink(name)
+	})
 }
 
 // deleteLink removes a link; one that is gone is no error.

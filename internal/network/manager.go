@@ -43,6 +43,8 @@ type Manager struct {
 	rules  *table                // never changed, only replaced
 	closed bool
 
+	nft        firewall
+	quit       chan struct{}  // closed by Close: hurry
 	background sync.WaitGroup // links on their way out, the watch
 }
 
@@ -72,7 +74,7 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o711); err != nil {
 		return nil, fmt.Errorf("cannot make the directory of the network: %w", err)
 	}
-	m := &Manager{cfg: cfg, leases: map[string]*lease{}, used: map[netip.Addr]string{}, last: 1}
+	m := &Manager{cfg: cfg, leases: map[string]*lease{}, used: map[netip.Addr]string{}, last: 1, quit: make(chan struct{})}
 	eps, err := readLeases(cfg.Dir)
 	if err != nil {
 		return nil, err
@@ -139,8 +141,14 @@ func (m *Manager) chooseSubnets() error {
 func (m *Manager) Close() error {
 	m.bridge.Lock()
 	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		m.bridge.Unlock()
+		return nil
+	}
 	m.closed = true
 	m.mu.Unlock()
+	close(m.quit)
 	if m.linger != nil {
 		m.linger.Stop()
 	}
@@ -151,6 +159,7 @@ func (m *Manager) Close() error {
 	m.stopWatch()
 	m.bridge.Unlock()
 	m.background.Wait()
+	m.nft.close()
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"syscall"
 
 	"github.com/google/nftables"
@@ -23,6 +24,41 @@ type table struct {
 	subnet   netip.Prefix
 	subnet6  netip.Prefix // invalid: no IPv6
 	resolver netip.Addr   // of the host, on its loopback, offered at the gateway's port 53; invalid: none
+	nft      *firewall
+}
+
+// firewall is the connection to nftables. It is kept: closing one waits until
+// the kernel has freed what was deleted by earlier batches, many milliseconds.
+type firewall struct {
+	mu   sync.Mutex // one batch at a time; the kernel takes no more either
+	conn *nftables.Conn
+}
+
+// with hands the connection to fn. After an error it is closed, since answers
+// of the failed batch may still be waiting in it.
+func (f *firewall) with(fn func(*nftables.Conn) error) (err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.conn == nil {
+		if f.conn, err = nftables.New(nftables.AsLasting()); err != nil {
+			return fmt.Errorf("cannot open nftables: %w", err)
+		}
+	}
+	if err = fn(f.conn); err != nil {
+		f.conn.CloseLasting()
+		f.conn = nil
+	}
+	return err
+}
+
+// close ends the connection; the next use opens another one.
+func (f *firewall) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.conn != nil {
+		f.conn.CloseLasting()
+		f.conn = nil
+	}
 }
 
 // Numbers of linux/netfilter/nf_tables.h and friends that syscall does not have.
@@ -82,24 +118,22 @@ func (t *table) set(name string) *nftables.Set {
 // create makes the table with all its rules and the elements of ports, in one
 // batch that also removes what was there under the name.
 func (t *table) create(elems map[string][]nftables.SetElement) error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("cannot open nftables: %w", err)
-	}
-	// Adding before deleting makes the deletion work whether or not it is there.
-	c.AddTable(t.ref())
-	c.DelTable(t.ref())
-	c.AddTable(t.ref())
-	for _, name := range t.setNames() {
-		if err := c.AddSet(t.set(name), elems[name]); err != nil {
-			return fmt.Errorf("cannot describe set %s: %w", name, err)
+	return t.nft.with(func(c *nftables.Conn) error {
+		// Adding before deleting makes the deletion work whether or not it is there.
+		c.AddTable(t.ref())
+		c.DelTable(t.ref())
+		c.AddTable(t.ref())
+		for _, name := range t.setNames() {
+			if err := c.AddSet(t.set(name), elems[name]); err != nil {
+				return fmt.Errorf("cannot describe set %s: %w", name, err)
+			}
 		}
-	}
-	t.addRules(c)
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("cannot make nftables table %q: %w", t.name, err)
-	}
-	return nil
+		t.addRules(c)
+		if err := c.Flush(); err != nil {
+			return fmt.Errorf("cannot make nftables table %q: %w", t.name, err)
+		}
+		return nil
+	})
 }
 
 func (t *table) setNames() []string {
@@ -111,12 +145,11 @@ func (t *table) setNames() []string {
 
 // remove deletes the table; one that is not there is no error.
 func (t *table) remove() error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("cannot open nftables: %w", err)
-	}
-	c.DelTable(t.ref())
-	if err := c.Flush(); err != nil && !errors.Is(err, syscall.ENOENT) {
+	err := t.nft.with(func(c *nftables.Conn) error {
+		c.DelTable(t.ref())
+		return c.Flush()
+	})
+	if err != nil && !errors.Is(err, syscall.ENOENT) {
 		return fmt.Errorf("cannot remove nftables table %q: %w", t.name, err)
 	}
 	return nil
@@ -124,46 +157,43 @@ func (t *table) remove() error {
 
 // change adds and removes elements in one batch.
 func (t *table) change(add, remove map[string][]nftables.SetElement) error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("cannot open nftables: %w", err)
-	}
-	for name, list := range remove {
-		if len(list) > 0 {
-			if err := c.SetDeleteElements(t.set(name), list); err != nil {
-				return fmt.Errorf("cannot describe elements of %s: %w", name, err)
+	return t.nft.with(func(c *nftables.Conn) error {
+		for name, list := range remove {
+			if len(list) > 0 {
+				if err := c.SetDeleteElements(t.set(name), list); err != nil {
+					return fmt.Errorf("cannot describe elements of %s: %w", name, err)
+				}
 			}
 		}
-	}
-	for name, list := range add {
-		if len(list) > 0 {
-			if err := c.SetAddElements(t.set(name), list); err != nil {
-				return fmt.Errorf("cannot describe elements of %s: %w", name, err)
+		for name, list := range add {
+			if len(list) > 0 {
+				if err := c.SetAddElements(t.set(name), list); err != nil {
+					return fmt.Errorf("cannot describe elements of %s: %w", name, err)
+				}
 			}
 		}
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("cannot change nftables table %q: %w", t.name, err)
-	}
-	return nil
+		if err := c.Flush(); err != nil {
+			return fmt.Errorf("cannot change nftables table %q: %w", t.name, err)
+		}
+		return nil
+	})
 }
 
 // elements reads what the kernel has in the maps and sets. It is
 // syscall.ENOENT where the table is not whole.
-func (t *table) elements() (map[string][]nftables.SetElement, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return nil, fmt.Errorf("cannot open nftables: %w", err)
-	}
-	out := map[string][]nftables.SetElement{}
-	for _, name := range t.setNames() {
-		list, err := c.GetSetElements(t.set(name))
-		if err != nil {
-			return nil, fmt.Errorf("cannot read set %s of nftables table %q: %w", name, t.name, err)
+func (t *table) elements() (out map[string][]nftables.SetElement, err error) {
+	err = t.nft.with(func(c *nftables.Conn) error {
+		out = map[string][]nftables.SetElement{}
+		for _, name := range t.setNames() {
+			list, err := c.GetSetElements(t.set(name))
+			if err != nil {
+				return fmt.Errorf("cannot read set %s of nftables table %q: %w", name, t.name, err)
+			}
+			out[name] = list
 		}
-		out[name] = list
-	}
-	return out, nil
+		return nil
+	})
+	return out, err
 }
 
 // portElements are the map elements of one endpoint's ports.
