@@ -164,6 +164,7 @@ func (d *decoder) dir(depth int) *dirent {
 		kid := d.entry(depth + 1)
 		out.kids[last] = kid
 		out.marked = out.marked || kid.dir != nil && kid.dir.marked
+		out.entries = out.entries || kid.ino != nil || kid.dir == nil || kid.dir.entries
 	}
 	return out
 }

@@ -170,6 +170,9 @@ func (m *merger) put(d *dirent, at trail) error {
 			have[name] = kid.ino
 			continue
 		}
+		if kid.ino == nil && !kid.dir.entries { // implied by whiteouts, which make nothing
+			continue
+		}
 		var to trail
 		switch {
 		case lower != nil && lower.IsDir():

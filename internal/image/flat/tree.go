@@ -72,6 +72,7 @@ type entry struct {
 type dirent struct {
 	opaque    bool
 	marked    bool // it or a directory below has whiteouts or is opaque; set by decodeTree
+	entries   bool // it or a directory below has entries that are not implied; set by decodeTree
 	whiteouts map[string]struct{}
 	kids      map[string]*entry
 }
