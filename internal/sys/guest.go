@@ -85,7 +85,13 @@ func KernelRelease() string {
 // whole (fspick, Linux 5.2), so that nothing has to be repaired at the next
 // mount. mount is any mount of it. EBUSY says that files are open for writing.
 func MakeReadonly(mount *os.File) error {
-	if err := unix.Syncfs(int(mount.Fd())); err != nil {
+	// syncfs wants a descriptor that was opened, which an O_PATH one was not.
+	root, err := unix.Openat(int(mount.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Syncfs(root)
+		unix.Close(root)
+	}
+	if err != nil {
 		return fmt.Errorf("cannot sync %q: %w", mount.Name(), err)
 	}
 	fd, err := unix.Fspick(int(mount.Fd()), "", unix.FSPICK_CLOEXEC|unix.FSPICK_EMPTY_PATH)
