@@ -1,0 +1,358 @@
+// Package api is the Docker Engine API: it decodes a request, asks one owner,
+// and encodes the answer. It owns the routes (one table), the shapes of
+// Docker's answers, the status of each kind of error, and the streams that
+// leave HTTP. It never decides anything about containers or images and keeps
+// no state of its own.
+//
+// The newest version served is MaxVersion, the oldest MinVersion. A path
+// without a version means the newest.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"proa/internal/engine"
+	"proa/internal/image"
+	"proa/internal/isolation"
+	"proa/internal/volume"
+)
+
+// Versions of Docker's API that are served.
+const (
+	MaxVersion = "1.56"
+	MinVersion = "1.24"
+)
+
+// Limits for what a client sends.
+const (
+	maxBody  = 4 << 20          // bytes of a JSON body
+	bodyTime = 15 * time.Second // for a whole JSON body to arrive
+)
+
+// Check is one line of doctor: what was looked at, whether it works, and the
+// command that mends it.
+type Check struct {
+	Name   string `json:"name"`
+	State  string `json:"state"` // "yes", "no" or "unknown"
+	Detail string `json:"detail"`
+	Mend   string `json:"mend,omitempty"`
+}
+
+// Host is what version, info and doctor say about the engine's surroundings.
+// The daemon fills it.
+type Host struct {
+	ID            string // of this data root
+	DataRoot      string
+	KernelVersion string
+	OS            string // as in /etc/os-release
+	Name          string // the host's name
+	MemTotal      int64  // bytes
+	CgroupVersion string // "1" or "2"
+	CgroupDriver  string
+	UserNS        bool
+	Bridge        Bridge
+	// Doctor judges the host afresh.
+	Doctor func(context.Context) []Check
+	// Warnings are shown by info.
+	Warnings func(context.Context) []string
+}
+
+// Bridge is the default network.
+type Bridge struct {
+	Name            string
+	Subnet, Gateway func() string
+}
+
+// Rooms are the owners that the API asks.
+type Rooms struct {
+	Engine  *engine.Engine
+	Images  *image.Store
+	Volumes *volume.Store
+	Host    Host
+	Log     *slog.Logger
+	// Publish tells the world about an event of images or volumes.
+	Publish func(kind, action, id string, attributes map[string]string)
+}
+
+// Server answers requests. It is an http.Handler.
+type Server struct {
+	Rooms
+	mux *http.ServeMux
+}
+
+// New makes the handler of one engine.
+func New(r Rooms) *Server {
+	s := &Server{Rooms: r, mux: http.NewServeMux()}
+	for _, rt := range s.routes() {
+		s.mux.HandleFunc(rt.method+" "+rt.path, s.handle(rt.do))
+	}
+	return s
+}
+
+// call is one request with what every handler needs of it.
+type call struct {
+	http.ResponseWriter
+	*http.Request
+	version int // minor version of the API, 1.x
+	started bool
+}
+
+// Header is the answer's header.
+func (c *call) Header() http.Header { return c.ResponseWriter.Header() }
+
+// Write writes the answer's body.
+func (c *call) Write(p []byte) (int, error) { return c.ResponseWriter.Write(p) }
+
+type handler func(c *call) error
+
+type versionKey struct{}
+
+// ServeHTTP checks and strips the version, then routes.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Server", "Proa/"+serverVersion()+" ("+runtime.GOOS+")")
+	h.Set("Api-Version", MaxVersion)
+	h.Set("Ostype", runtime.GOOS)
+	h.Set("Docker-Experimental", "false")
+	minor := minorOf(MaxVersion)
+	path := r.URL.Path
+	if rest, ok := strings.CutPrefix(path, "/v1."); ok {
+		num, tail, _ := strings.Cut(rest, "/")
+		if n, err := strconv.Atoi(num); err == nil {
+			if n < minorOf(MinVersion) {
+				writeError(w, http.StatusBadRequest, fmt.Sprintf("client version 1.%d is too old. Minimum supported API version is %s, please upgrade your client to a newer version", n, MinVersion), 0)
+				return
+			}
+			if n > minor {
+				writeError(w, http.StatusBadRequest, fmt.Sprintf("client version 1.%d is too new. Maximum supported API version is %s", n, MaxVersion), 0)
+				return
+			}
+			minor = n
+			r2 := r.Clone(context.WithValue(r.Context(), versionKey{}, minor))
+			r2.URL.Path = "/" + tail
+			r2.URL.RawPath = ""
+			r = r2
+		}
+	}
+	if _, pattern := s.mux.Handler(r); pattern == "" {
+		s.unknown(w, r)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
+}
+
+// unknown answers as Docker does: 501 for what Docker's API has and this
+// engine has not, 405 for a wrong method, 404 for the rest.
+func (s *Server) unknown(w http.ResponseWriter, r *http.Request) {
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodDelete, http.MethodPut, http.MethodHead} {
+		probe := *r
+		probe.Method = m
+		if _, pattern := s.mux.Handler(&probe); pattern != "" {
+			writeError(w, http.StatusMethodNotAllowed, fmt.Sprintf("method %s is not allowed for %s", r.Method, r.URL.Path), 0)
+			return
+		}
+	}
+	for _, p := range notServed {
+		if strings.HasPrefix(r.URL.Path, p) {
+			writeError(w, http.StatusNotImplemented, fmt.Sprintf("%s %s is not implemented by this engine", r.Method, r.URL.Path), 0)
+			return
+		}
+	}
+	writeError(w, http.StatusNotFound, "page not found", 0)
+}
+
+func minorOf(v string) int {
+	n, _ := strconv.Atoi(strings.TrimPrefix(v, "1."))
+	return n
+}
+
+// handle runs one handler and turns its error into an answer.
+func (s *Server) handle(do handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		c := &call{ResponseWriter: w, Request: r, version: minorOf(MaxVersion)}
+		if v, ok := r.Context().Value(versionKey{}).(int); ok {
+			c.version = v
+		}
+		err := do(c)
+		if err == nil {
+			return
+		}
+		if c.started {
+			if r.Context().Err() == nil {
+				s.Log.Warn("request ended early", "method", r.Method, "path", r.URL.Path, "error", err)
+			}
+			return
+		}
+		status, code := statusOf(err)
+		if status == http.StatusNotModified {
+			w.WriteHeader(status)
+			return
+		}
+		if status >= 500 {
+			s.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+		}
+		writeError(w, status, err.Error(), code)
+	}
+}
+
+// statusOf is the one place where a kind of error becomes an HTTP status, and
+// where a start that failed becomes the exit code that a run should end with.
+func statusOf(err error) (status, exitCode int) {
+	var start *isolation.StartError
+	if errors.As(err, &start) {
+		switch start.Kind {
+		case isolation.StartNotFound:
+			return http.StatusBadRequest, 127
+		case isolation.StartNotAllowed:
+			return http.StatusBadRequest, 126
+		}
+		return http.StatusInternalServerError, 125
+	}
+	var bad *badRequest
+	switch {
+	case errors.As(err, &bad), errdefs.IsInvalidArgument(err):
+		return http.StatusBadRequest, 0
+	case errdefs.IsNotModified(err):
+		return http.StatusNotModified, 0
+	case errdefs.IsNotFound(err):
+		return http.StatusNotFound, 0
+	case errdefs.IsConflict(err), errdefs.IsAlreadyExists(err), errdefs.IsFailedPrecondition(err):
+		return http.StatusConflict, 0
+	case errdefs.IsNotImplemented(err):
+		return http.StatusNotImplemented, 0
+	case errdefs.IsUnavailable(err):
+		return http.StatusServiceUnavailable, 0
+	case errdefs.IsPermissionDenied(err):
+		return http.StatusForbidden, 0
+	}
+	return http.StatusInternalServerError, 0
+}
+
+// badRequest is a request that could not be read.
+type badRequest struct{ err error }
+
+func (b *badRequest) Error() string { return b.err.Error() }
+func (b *badRequest) Unwrap() error { return b.err }
+
+func bad(format string, args ...any) error { return &badRequest{fmt.Errorf(format, args...)} }
+
+func writeError(w http.ResponseWriter, status int, message string, exitCode int) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(struct {
+		Message  string `json:"message"`
+		ExitCode int    `json:"exitCode,omitempty"`
+	}{message, exitCode})
+}
+
+// reply encodes an answer.
+func (c *call) reply(status int, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	c.started = true
+	c.Header().Set("Content-Type", "application/json")
+	c.WriteHeader(status)
+	_, err = c.Write(append(b, '\n'))
+	return err
+}
+
+func (c *call) noContent() error {
+	c.started = true
+	c.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// decode reads a JSON body of bounded size, depth (encoding/json stops at
+// 10,000) and time. A missing body leaves v as it is where optional.
+func (c *call) decode(v any, optional bool) error {
+	if ct := c.Request.Header.Get("Content-Type"); ct != "" && !strings.HasPrefix(ct, "application/json") && c.ContentLength != 0 {
+		return bad("unsupported media type %q: must be application/json", ct)
+	}
+	rc := http.NewResponseController(c.ResponseWriter)
+	_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
+	defer rc.SetReadDeadline(time.Time{})
+	dec := json.NewDecoder(http.MaxBytesReader(c.ResponseWriter, c.Body, maxBody))
+	if err := dec.Decode(v); err != nil {
+		if optional && c.ContentLength <= 0 && err.Error() == "EOF" {
+			return nil
+		}
+		return bad("cannot read the request: %w", err)
+	}
+	if dec.More() {
+		return bad("cannot read the request: something follows the JSON document")
+	}
+	return nil
+}
+
+// flag reads a boolean of the query as Docker does: absent, "", 0, no, false,
+// none are false.
+func (c *call) flag(name string) bool {
+	switch strings.ToLower(strings.TrimSpace(c.URL.Query().Get(name))) {
+	case "", "0", "no", "false", "none":
+		return false
+	}
+	return true
+}
+
+func (c *call) query(name string) string { return c.URL.Query().Get(name) }
+
+// filters reads Docker's two encodings: {"k":{"v":true}} and {"k":["v"]}.
+func (c *call) filters() (map[string][]string, error) {
+	raw := c.query("filters")
+	if raw == "" {
+		return nil, nil
+	}
+	out := map[string][]string{}
+	var sets map[string]map[string]bool
+	if json.Unmarshal([]byte(raw), &sets) == nil {
+		for k, vs := range sets {
+			for v, on := range vs {
+				if on {
+					out[k] = append(out[k], v)
+				}
+			}
+		}
+		return out, nil
+	}
+	if err := json.Unmarshal([]byte(raw), &out); err != nil {
+		return nil, bad("cannot read filters %q: %w", raw, err)
+	}
+	return out, nil
+}
+
+// timestamp reads unix seconds with an optional fraction.
+func timestamp(s string) (time.Time, error) {
+	if s == "" || s == "0" {
+		return time.Time{}, nil
+	}
+	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
+		return t, nil
+	}
+	secs, frac, _ := strings.Cut(s, ".")
+	n, err := strconv.ParseInt(secs, 10, 64)
+	if err != nil {
+		return time.Time{}, bad("cannot read time %q: must be unix seconds", s)
+	}
+	frac = (frac + "000000000")[:9]
+	ns, err := strconv.ParseInt(frac, 10, 64)
+	if err != nil {
+		return time.Time{}, bad("cannot read time %q: must be unix seconds", s)
+	}
+	return time.Unix(n, ns), nil
+}
+
+// flush sends what was written so far.
+func (c *call) flush() { _ = http.NewResponseController(c.ResponseWriter).Flush() }

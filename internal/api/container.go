@@ -1,0 +1,503 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/moby/moby/api/types/container"
+
+	"proa/internal/engine"
+)
+
+var noDeadline time.Time
+
+func (s *Server) containerCreate(c *call) error {
+	var body container.CreateRequest
+	if err := c.decode(&body, false); err != nil {
+		return err
+	}
+	if body.Config == nil {
+		return bad("cannot create a container: the request has no configuration")
+	}
+	r := engine.CreateRequest{Name: c.query("name"), Config: body.Config, Host: body.HostConfig, Networking: body.NetworkingConfig}
+	if p := c.query("platform"); p != "" {
+		parsed, err := platforms.Parse(p)
+		if err != nil {
+			return bad("cannot read platform %q: %w", p, err)
+		}
+		r.Platform = &parsed
+	}
+	made, err := s.Engine.Create(c.Context(), r)
+	if err != nil {
+		return err
+	}
+	if made.Warnings == nil {
+		made.Warnings = []string{}
+	}
+	return c.reply(http.StatusCreated, container.CreateResponse{ID: made.ID, Warnings: made.Warnings})
+}
+
+func (s *Server) containerList(c *call) error {
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	limit := 0
+	if l := c.query("limit"); l != "" {
+		if limit, err = strconv.Atoi(l); err != nil {
+			return bad("cannot read limit %q: must be a number", l)
+		}
+	}
+	list, err := s.Engine.List(c.Context(), engine.ListOptions{All: c.flag("all"), Limit: max(0, limit), Filters: f})
+	if err != nil {
+		return err
+	}
+	out := make([]container.Summary, 0, len(list))
+	for _, ct := range list {
+		sum := summary(ct)
+		if c.flag("size") {
+			if sz, err := s.Engine.Size(c.Context(), ct.ID); err == nil {
+				sum.SizeRw, sum.SizeRootFs = sz.RW, sz.RootFS
+			}
+		}
+		out = append(out, sum)
+	}
+	return c.reply(http.StatusOK, out)
+}
+
+func (s *Server) containerInspect(c *call) error {
+	ct, err := s.Engine.Get(c.Context(), c.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	out := inspect(ct, s.strategy())
+	if c.flag("size") {
+		sz, err := s.Engine.Size(c.Context(), ct.ID)
+		if err != nil {
+			return err
+		}
+		out.SizeRw, out.SizeRootFs = &sz.RW, &sz.RootFS
+	}
+	if c.version >= 52 {
+		return c.reply(http.StatusOK, out)
+	}
+	return c.reply(http.StatusOK, legacyInspect{out, legacyNetwork(out.NetworkSettings)})
+}
+
+func (s *Server) strategy() string {
+	name, _ := s.Images.Strategy()
+	return name
+}
+
+func (s *Server) containerStart(c *call) error {
+	if err := s.Engine.Start(c.Context(), c.PathValue("id")); err != nil {
+		return err
+	}
+	return c.noContent()
+}
+
+// stopOptions reads t and signal.
+func stopOptions(c *call) (engine.StopOptions, error) {
+	o := engine.StopOptions{Signal: c.query("signal")}
+	if t := c.query("t"); t != "" {
+		n, err := strconv.Atoi(t)
+		if err != nil {
+			return o, bad("cannot read t %q: must be seconds", t)
+		}
+		d := time.Duration(n) * time.Second
+		o.Timeout = &d
+	}
+	return o, nil
+}
+
+func (s *Server) containerStop(c *call) error {
+	o, err := stopOptions(c)
+	if err != nil {
+		return err
+	}
+	if err := s.Engine.Stop(c.Context(), c.PathValue("id"), o); err != nil {
+		return err
+	}
+	return c.noContent()
+}
+
+func (s *Server) containerRestart(c *call) error {
+	o, err := stopOptions(c)
+	if err != nil {
+		return err
+	}
+	if err := s.Engine.Restart(c.Context(), c.PathValue("id"), o); err != nil {
+		return err
+	}
+	return c.noContent()
+}
+
+func (s *Server) containerKill(c *call) error {
+	if err := s.Engine.Kill(c.Context(), c.PathValue("id"), c.query("signal")); err != nil {
+		return err
+	}
+	return c.noContent()
+}
+
+func (s *Server) containerPause(c *call) error {
+	if err := s.Engine.Pause(c.Context(), c.PathValue("id")); err != nil {
+		return err
+	}
+	return c.noContent()
+}
+
+func (s *Server) containerUnpause(c *call) error {
+	if err := s.Engine.Unpause(c.Context(), c.PathValue("id")); err != nil {
+		return err
+	}
+	return c.noContent()
+}
+
+func (s *Server) containerRename(c *call) error {
+	if err := s.Engine.Rename(c.Context(), c.PathValue("id"), strings.TrimPrefix(c.query("name"), "/")); err != nil {
+		return err
+	}
+	return c.noContent()
+}
+
+func (s *Server) containerRemove(c *call) error {
+	if c.flag("link") {
+		return fmt.Errorf("cannot remove a link: links between containers are not supported: %w", errdefs.ErrNotImplemented)
+	}
+	o := engine.RemoveOptions{Force: c.flag("force"), Volumes: c.flag("v")}
+	if err := s.Engine.Remove(c.Context(), c.PathValue("id"), o); err != nil {
+		return err
+	}
+	return c.noContent()
+}
+
+func (s *Server) containerUpdate(c *call) error {
+	var u container.UpdateConfig
+	if err := c.decode(&u, false); err != nil {
+		return err
+	}
+	warnings, err := s.Engine.Update(c.Context(), c.PathValue("id"), u)
+	if err != nil {
+		return err
+	}
+	if warnings == nil {
+		warnings = []string{}
+	}
+	return c.reply(http.StatusOK, container.UpdateResponse{Warnings: warnings})
+}
+
+func (s *Server) containerPrune(c *call) error {
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	r, err := s.Engine.Prune(c.Context(), f)
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, container.PruneReport{ContainersDeleted: r.Deleted, SpaceReclaimed: uint64(r.Reclaimed)})
+}
+
+// size reads h and w of a resize.
+func size(c *call) (rows, cols uint16, err error) {
+	h, err1 := strconv.ParseUint(c.query("h"), 10, 16)
+	w, err2 := strconv.ParseUint(c.query("w"), 10, 16)
+	if err := errors.Join(err1, err2); err != nil {
+		return 0, 0, bad("cannot read the terminal's size: %w", err)
+	}
+	return uint16(h), uint16(w), nil
+}
+
+func (s *Server) containerResize(c *call) error {
+	rows, cols, err := size(c)
+	if err != nil {
+		return err
+	}
+	if err := s.Engine.Resize(c.Context(), c.PathValue("id"), rows, cols); err != nil {
+		return err
+	}
+	c.started = true
+	c.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// containerWait registers, sends the headers at once so that the client may
+// go on and start the container, and answers when the condition holds.
+func (s *Server) containerWait(c *call) error {
+	cond := container.WaitCondition(c.query("condition"))
+	switch cond {
+	case "":
+		cond = container.WaitConditionNotRunning
+	case container.WaitConditionNotRunning, container.WaitConditionNextExit, container.WaitConditionRemoved:
+	default:
+		return bad("cannot wait for %q: must be not-running, next-exit or removed", cond)
+	}
+	ch, err := s.Engine.Wait(c.Context(), c.PathValue("id"), cond)
+	if err != nil {
+		return err
+	}
+	c.started = true
+	c.Header().Set("Content-Type", "application/json")
+	c.WriteHeader(http.StatusOK)
+	c.flush()
+	r, ok := <-ch
+	if !ok {
+		return c.Context().Err()
+	}
+	out := container.WaitResponse{StatusCode: int64(r.ExitCode)}
+	if r.Error != "" {
+		out.Error = &container.WaitExitError{Message: r.Error}
+	}
+	return json.NewEncoder(c).Encode(out)
+}
+
+func (s *Server) containerAttach(c *call) error {
+	o := engine.AttachOptions{
+		Stdin: c.flag("stdin"), Stdout: c.flag("stdout"), Stderr: c.flag("stderr"),
+		Stream: c.flag("stream"), Logs: c.flag("logs"), DetachKeys: c.query("detachKeys"),
+	}
+	at, err := s.Engine.Attach(c.Context(), c.PathValue("id"), o)
+	if err != nil {
+		return err
+	}
+	return s.carry(c, at, o.Stdin)
+}
+
+// carry joins a process to the client's connection until one of them ends.
+func (s *Server) carry(c *call, at *engine.Attachment, stdin bool) error {
+	conn, err := c.hijack(c.streamType(at.TTY()))
+	if err != nil {
+		return errors.Join(err, at.Close())
+	}
+	defer conn.Close()
+	var in io.Reader
+	if stdin {
+		in = conn
+	}
+	var stdout, stderr io.Writer = conn, nil
+	if !at.TTY() {
+		stdout, stderr = multiplex(conn)
+	}
+	err = at.Run(c.Context(), in, stdout, stderr)
+	conn.CloseWrite()
+	if errors.Is(err, io.ErrClosedPipe) || c.Context().Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) containerLogs(c *call) error {
+	o := engine.LogsOptions{Stdout: c.flag("stdout"), Stderr: c.flag("stderr"), Follow: c.flag("follow"), Tail: -1}
+	if !o.Stdout && !o.Stderr {
+		return bad("Bad parameters: you must choose at least one stream")
+	}
+	if t := c.query("tail"); t != "" && t != "all" {
+		n, err := strconv.Atoi(t)
+		if err != nil || n < 0 {
+			return bad("cannot read tail %q: must be a number or all", t)
+		}
+		o.Tail = n
+	}
+	var err error
+	if o.Since, err = timestamp(c.query("since")); err != nil {
+		return err
+	}
+	if o.Until, err = timestamp(c.query("until")); err != nil {
+		return err
+	}
+	ct, err := s.Engine.Get(c.Context(), c.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	lines, err := s.Engine.Logs(c.Context(), ct.ID, o)
+	if err != nil {
+		return err
+	}
+	c.started = true
+	c.Header().Set("Content-Type", c.streamType(ct.Config.Tty))
+	c.WriteHeader(http.StatusOK)
+	c.flush()
+	var stdout, stderr io.Writer = c, c
+	if !ct.Config.Tty {
+		stdout, stderr = multiplex(c)
+	}
+	stamp := c.flag("timestamps")
+	var buf bytes.Buffer
+	for l, err := range lines {
+		if err != nil {
+			return err
+		}
+		w := stdout
+		if l.Stream == "stderr" {
+			w = stderr
+		}
+		text := l.Text
+		if stamp {
+			buf.Reset()
+			buf.WriteString(l.Time.UTC().Format("2006-01-02T15:04:05.000000000Z07:00") + " ")
+			buf.Write(l.Text)
+			text = buf.Bytes()
+		}
+		if _, err := w.Write(text); err != nil {
+			return err
+		}
+		if o.Follow {
+			c.flush()
+		}
+	}
+	return nil
+}
+
+func (s *Server) containerTop(c *call) error {
+	procs, err := s.Engine.Top(c.Context(), c.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	out := container.TopResponse{Titles: []string{"UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"}, Processes: [][]string{}}
+	for _, p := range procs {
+		start := p.Started.Local().Format("15:04")
+		if time.Since(p.Started) > 24*time.Hour {
+			start = p.Started.Local().Format("Jan02")
+		}
+		usage := 0
+		if age := time.Since(p.Started); age > 0 {
+			usage = int(p.CPU * 100 / age)
+		}
+		d := int(p.CPU.Seconds())
+		tty := p.TTY
+		if tty == "" {
+			tty = "?"
+		}
+		out.Processes = append(out.Processes, []string{
+			strconv.Itoa(int(p.UID)), strconv.Itoa(p.PID), strconv.Itoa(p.PPID), strconv.Itoa(usage), start, tty,
+			fmt.Sprintf("%02d:%02d:%02d", d/3600, d/60%60, d%60), p.Command,
+		})
+	}
+	return c.reply(http.StatusOK, out)
+}
+
+// containerStats sends one reading a second, each with the one before it, or
+// a single one: at once (one-shot) or after a second, so that it has a rate.
+func (s *Server) containerStats(c *call) error {
+	stream := !c.URL.Query().Has("stream") || c.flag("stream")
+	oneShot := c.flag("one-shot")
+	if stream && oneShot {
+		return bad("cannot have stream=true with one-shot=true")
+	}
+	id := c.PathValue("id")
+	prev, err := s.Engine.Stats(c.Context(), id)
+	if err != nil {
+		return err
+	}
+	c.started = true
+	c.Header().Set("Content-Type", "application/json")
+	c.WriteHeader(http.StatusOK)
+	enc := json.NewEncoder(c)
+	if oneShot {
+		return enc.Encode(stats(prev, nil))
+	}
+	if stream {
+		if err := enc.Encode(stats(prev, nil)); err != nil {
+			return err
+		}
+		c.flush()
+	}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.Context().Done():
+			return nil
+		case <-tick.C:
+		}
+		now, err := s.Engine.Stats(c.Context(), id)
+		if err != nil {
+			return err
+		}
+		if err := enc.Encode(stats(now, prev)); err != nil || !stream {
+			return err
+		}
+		c.flush()
+		prev = now
+	}
+}
+
+func (s *Server) execCreate(c *call) error {
+	var r container.ExecCreateRequest
+	if err := c.decode(&r, false); err != nil {
+		return err
+	}
+	if len(r.Cmd) == 0 {
+		return bad("No exec command specified")
+	}
+	id, err := s.Engine.ExecCreate(c.Context(), c.PathValue("id"), r)
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusCreated, container.ExecCreateResponse{ID: id})
+}
+
+func (s *Server) execStart(c *call) error {
+	var r container.ExecStartRequest
+	if err := c.decode(&r, true); err != nil {
+		return err
+	}
+	o := engine.ExecStartOptions{Detach: r.Detach}
+	if r.ConsoleSize != nil {
+		o.Rows, o.Cols = uint16(r.ConsoleSize[0]), uint16(r.ConsoleSize[1])
+	}
+	id := c.PathValue("id")
+	at, err := s.Engine.ExecStart(c.Context(), id, o)
+	if err != nil {
+		return err
+	}
+	if at == nil {
+		c.started = true
+		c.WriteHeader(http.StatusOK)
+		return nil
+	}
+	ex, err := s.Engine.ExecGet(c.Context(), id)
+	if err != nil {
+		return errors.Join(err, at.Close())
+	}
+	return s.carry(c, at, ex.Request.AttachStdin)
+}
+
+func (s *Server) execResize(c *call) error {
+	rows, cols, err := size(c)
+	if err != nil {
+		return err
+	}
+	if err := s.Engine.ExecResize(c.Context(), c.PathValue("id"), rows, cols); err != nil {
+		return err
+	}
+	c.started = true
+	c.WriteHeader(http.StatusOK)
+	return nil
+}
+
+func (s *Server) execInspect(c *call) error {
+	ex, err := s.Engine.ExecGet(c.Context(), c.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	r := ex.Request
+	p := &container.ExecProcessConfig{Tty: r.Tty, User: r.User, Privileged: &r.Privileged}
+	if len(r.Cmd) > 0 {
+		p.Entrypoint, p.Arguments = r.Cmd[0], r.Cmd[1:]
+	}
+	return c.reply(http.StatusOK, container.ExecInspectResponse{
+		ID: ex.ID, Running: ex.Running, ExitCode: ex.ExitCode, ProcessConfig: p, ContainerID: ex.ContainerID, Pid: ex.Pid,
+		OpenStdin: r.AttachStdin, OpenStdout: r.AttachStdout, OpenStderr: r.AttachStderr, CanRemove: !ex.Running && ex.ExitCode != nil,
+		DetachKeys: []byte(r.DetachKeys),
+	})
+}

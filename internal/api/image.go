@@ -1,0 +1,384 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+	imagetypes "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/storage"
+
+	"proa/internal/image"
+)
+
+// stallTime is how long an upload may stand still before its connection is
+// given up.
+const stallTime = 2 * time.Minute
+
+// upload is a request body that must keep moving.
+type upload struct {
+	io.Reader
+	rc *http.ResponseController
+}
+
+func (u *upload) Read(p []byte) (int, error) {
+	_ = u.rc.SetReadDeadline(time.Now().Add(stallTime))
+	return u.Reader.Read(p)
+}
+
+func (c *call) upload() *upload {
+	return &upload{c.Body, http.NewResponseController(c.ResponseWriter)}
+}
+
+// messages writes Docker's stream of JSON messages of a long request.
+type messages struct {
+	c   *call
+	enc *json.Encoder
+}
+
+func (m *messages) send(v any) {
+	if !m.c.started {
+		m.c.started = true
+		m.c.Header().Set("Content-Type", "application/json")
+		m.c.WriteHeader(http.StatusOK)
+		m.enc = json.NewEncoder(m.c)
+	}
+	_ = m.enc.Encode(v)
+	m.c.flush()
+}
+
+type streamMessage struct {
+	Stream string `json:"stream,omitempty"`
+	Status string `json:"status,omitempty"`
+}
+
+// fail reports an error as a message where the answer has begun, else as a status.
+func (m *messages) fail(err error) error {
+	if !m.c.started {
+		return err
+	}
+	m.send(map[string]any{"error": err.Error(), "errorDetail": map[string]any{"message": err.Error()}})
+	return nil
+}
+
+func (s *Server) imageLoad(c *call) error {
+	_ = http.NewResponseController(c.ResponseWriter).EnableFullDuplex()
+	m := &messages{c: c}
+	quiet := c.flag("quiet")
+	names, err := s.Images.Load(c.Context(), c.upload(), func(line string) {
+		if !quiet {
+			m.send(streamMessage{Status: line})
+		}
+	})
+	if err != nil {
+		return m.fail(err)
+	}
+	for _, n := range names {
+		line := "Loaded image: " + n + "\n"
+		if strings.HasPrefix(n, "sha256:") {
+			line = "Loaded image ID: " + n + "\n"
+		}
+		m.send(streamMessage{Stream: line})
+		s.Publish("image", "load", n, map[string]string{"name": n})
+	}
+	return nil
+}
+
+// imageCreate is import (fromSrc) or pull (fromImage); pulling is not served.
+func (s *Server) imageCreate(c *call) error {
+	src, from := c.query("fromSrc"), c.query("fromImage")
+	if from != "" {
+		ref := from
+		if tag := c.query("tag"); tag != "" {
+			sep := ":"
+			if strings.Contains(tag, ":") {
+				sep = "@"
+			}
+			ref += sep + tag
+		}
+		return &notHere{ref}
+	}
+	if src != "-" {
+		return bad("cannot import from %q: only the request's body (-) is supported; fetch it and pipe it in", src)
+	}
+	ref := c.query("repo")
+	if tag := c.query("tag"); tag != "" && ref != "" {
+		ref += ":" + tag
+	}
+	img, err := s.Images.Import(c.Context(), c.upload(), ref, c.URL.Query()["changes"], c.query("message"), c.query("platform"))
+	if err != nil {
+		return err
+	}
+	m := &messages{c: c}
+	m.send(streamMessage{Status: img.ID.String()})
+	s.Publish("image", "import", img.ID.String(), map[string]string{"name": ref})
+	return nil
+}
+
+// notHere says that an image is missing and cannot be fetched.
+type notHere struct{ ref string }
+
+func (n *notHere) Error() string {
+	return fmt.Sprintf("No such image: %s, and this engine does not pull from registries yet; bring it with load or import", n.ref)
+}
+
+func (s *Server) imageSave(c *call) error {
+	return s.save(c, c.URL.Query()["names"])
+}
+
+func (s *Server) save(c *call, refs []string) error {
+	if len(refs) == 0 {
+		return bad("cannot save: no image named")
+	}
+	// Errors about names come before the first byte, so that they have a status.
+	for _, r := range refs {
+		if _, err := s.Images.Get(c.Context(), r); err != nil {
+			return err
+		}
+	}
+	c.started = true
+	c.Header().Set("Content-Type", "application/x-tar")
+	c.WriteHeader(http.StatusOK)
+	if err := s.Images.Save(c.Context(), c, refs); err != nil {
+		// The archive is cut: the client must not take it for a whole one.
+		s.Log.Error("cannot save", "images", refs, "error", err)
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}
+
+func (s *Server) imageList(c *call) error {
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	u, err := s.Images.Usage(c.Context())
+	if err != nil {
+		return err
+	}
+	keep, err := s.imageFilter(c, f)
+	if err != nil {
+		return err
+	}
+	out := []imagetypes.Summary{}
+	for _, i := range u.Images {
+		if names, ok := keep(i.Image); ok {
+			sum := imageSummary(i)
+			if names != nil {
+				sum.RepoTags = names
+			}
+			out = append(out, sum)
+		}
+	}
+	return c.reply(http.StatusOK, out)
+}
+
+// imageFilter makes Docker's filters of the image list: dangling, reference,
+// label, before, since, until. The names that are left come back where a
+// reference was asked for.
+func (s *Server) imageFilter(c *call, f map[string][]string) (func(*image.Image) ([]string, bool), error) {
+	var before, since time.Time
+	for key, into := range map[string]*time.Time{"before": &before, "since": &since} {
+		for _, ref := range f[key] {
+			img, err := s.Images.Get(c.Context(), ref)
+			if err != nil {
+				return nil, err
+			}
+			*into = img.Created
+		}
+	}
+	for _, v := range f["until"] {
+		if d, err := time.ParseDuration(v); err == nil {
+			before = time.Now().Add(-d)
+		} else if t, err := timestamp(v); err == nil {
+			before = t
+		} else {
+			return nil, err
+		}
+	}
+	for k := range f {
+		if !slices.Contains([]string{"dangling", "reference", "label", "before", "since", "until"}, k) {
+			return nil, bad("invalid filter '%s'", k)
+		}
+	}
+	return func(i *image.Image) ([]string, bool) {
+		if len(f["dangling"]) > 0 {
+			want := f["dangling"][0] == "true" || f["dangling"][0] == "1"
+			if want != (len(i.Names) == 0) {
+				return nil, false
+			}
+		}
+		if !before.IsZero() && !i.Created.Before(before) || !since.IsZero() && !i.Created.After(since) {
+			return nil, false
+		}
+		for _, l := range f["label"] {
+			k, v, has := strings.Cut(l, "=")
+			got, ok := i.Config.Config.Labels[k]
+			if !ok || has && got != v {
+				return nil, false
+			}
+		}
+		if len(f["reference"]) == 0 {
+			return nil, true
+		}
+		var names []string
+		for _, n := range i.Names {
+			named, err := reference.ParseNormalizedNamed(n)
+			if err != nil {
+				continue
+			}
+			for _, pattern := range f["reference"] {
+				if ok, _ := reference.FamiliarMatch(pattern, named); ok {
+					names = append(names, n)
+					break
+				}
+			}
+		}
+		return names, names != nil
+	}, nil
+}
+
+func nonNil(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+func imageSummary(u image.ImageUsage) imagetypes.Summary {
+	i := u.Image
+	d := i.Target
+	labels := i.Config.Config.Labels
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	return imagetypes.Summary{
+		ID: i.ID.String(), Created: i.Created.Unix(), Labels: labels, RepoTags: nonNil(i.Names), RepoDigests: nonNil(i.Digests),
+		Size: u.Size, SharedSize: u.Shared, Containers: int64(u.Holders), Descriptor: &d,
+	}
+}
+
+// imageGet serves json, history and get below a name.
+func (s *Server) imageGet(c *call) error {
+	name := c.PathValue("name")
+	cut := strings.LastIndex(name, "/")
+	if cut < 0 {
+		return &notServedError{c.Method, c.URL.Path}
+	}
+	ref, verb := name[:cut], name[cut+1:]
+	switch verb {
+	case "json":
+		return s.imageInspect(c, ref)
+	case "history":
+		return s.imageHistory(c, ref)
+	case "get":
+		return s.save(c, []string{ref})
+	}
+	return &notServedError{c.Method, c.URL.Path}
+}
+
+// imagePost serves tag below a name.
+func (s *Server) imagePost(c *call) error {
+	ref, ok := strings.CutSuffix(c.PathValue("name"), "/tag")
+	if !ok {
+		return &notServedError{c.Method, c.URL.Path}
+	}
+	target := c.query("repo")
+	if tag := c.query("tag"); tag != "" {
+		target += ":" + tag
+	}
+	if err := s.Images.Tag(c.Context(), ref, target); err != nil {
+		return err
+	}
+	if img, err := s.Images.Get(c.Context(), target); err == nil {
+		s.Publish("image", "tag", img.ID.String(), map[string]string{"name": target})
+	}
+	c.started = true
+	c.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func (s *Server) imageRemove(c *call) error {
+	gone, err := s.Images.Remove(c.Context(), c.PathValue("name"), c.flag("force"), !c.flag("noprune"))
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, s.removed(gone))
+}
+
+func (s *Server) imagePrune(c *call) error {
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	all := false
+	for _, v := range f["dangling"] {
+		all = v == "false" || v == "0"
+	}
+	gone, bytes, err := s.Images.Prune(c.Context(), all, f)
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, imagetypes.PruneReport{ImagesDeleted: s.removed(gone), SpaceReclaimed: uint64(bytes)})
+}
+
+func (s *Server) removed(gone []image.Removed) []imagetypes.DeleteResponse {
+	out := make([]imagetypes.DeleteResponse, 0, len(gone))
+	for _, g := range gone {
+		out = append(out, imagetypes.DeleteResponse{Untagged: g.Untagged, Deleted: g.Deleted})
+		switch {
+		case g.Untagged != "":
+			s.Publish("image", "untag", g.Untagged, map[string]string{"name": g.Untagged})
+		case g.Deleted != "":
+			s.Publish("image", "delete", g.Deleted, map[string]string{"name": g.Deleted})
+		}
+	}
+	return out
+}
+
+func (s *Server) imageInspect(c *call, ref string) error {
+	i, err := s.Images.Get(c.Context(), ref)
+	if err != nil {
+		return err
+	}
+	layers := make([]string, 0, len(i.Config.RootFS.DiffIDs))
+	for _, d := range i.Config.RootFS.DiffIDs {
+		layers = append(layers, d.String())
+	}
+	created := ""
+	if !i.Created.IsZero() {
+		created = stamp(i.Created)
+	}
+	d, cfg := i.Target, i.DockerConfig
+	return c.reply(http.StatusOK, imagetypes.InspectResponse{
+		ID: i.ID.String(), RepoTags: nonNil(i.Names), RepoDigests: nonNil(i.Digests), Comment: i.Comment, Created: created, Author: i.Config.Author,
+		Config: &cfg, Architecture: i.Config.Architecture, Variant: i.Config.Variant, Os: i.Config.OS, OsVersion: i.Config.OSVersion, Size: i.Size,
+		GraphDriver: &storage.DriverData{Name: "proa", Data: map[string]string{"Strategy": s.strategy()}},
+		RootFS:      imagetypes.RootFS{Type: i.Config.RootFS.Type, Layers: layers}, Metadata: imagetypes.Metadata{LastTagTime: i.Tagged}, Descriptor: &d,
+	})
+}
+
+func (s *Server) imageHistory(c *call, ref string) error {
+	i, err := s.Images.Get(c.Context(), ref)
+	if err != nil {
+		return err
+	}
+	h := i.Config.History
+	out := make([]imagetypes.HistoryResponseItem, 0, len(h))
+	for n := len(h) - 1; n >= 0; n-- {
+		item := imagetypes.HistoryResponseItem{ID: "<missing>", CreatedBy: h[n].CreatedBy, Comment: h[n].Comment, Tags: []string{}}
+		if h[n].Created != nil {
+			item.Created = h[n].Created.Unix()
+		}
+		if n == len(h)-1 {
+			item.ID, item.Tags = i.ID.String(), nonNil(i.Names)
+		}
+		out = append(out, item)
+	}
+	return c.reply(http.StatusOK, out)
+}

@@ -1,0 +1,261 @@
+package api
+
+import (
+	"fmt"
+	"net/netip"
+	"sort"
+	"strings"
+	"time"
+
+	units "github.com/docker/go-units"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/storage"
+
+	"proa/internal/engine"
+	"proa/internal/isolation"
+)
+
+// isolationAnnotation carries the wall to clients that list containers: the
+// list's shape has no other place for it.
+const isolationAnnotation = "proa.isolation"
+
+// stamp is Docker's form of a time; the zero time is its year one.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// statusText is the STATUS column of docker ps.
+func statusText(c *engine.Container, now time.Time) string {
+	since := func(t time.Time) string { return units.HumanDuration(now.Sub(t)) }
+	health := ""
+	if c.Health != nil && c.Health.Status != "" && c.Health.Status != container.NoHealthcheck {
+		health = " (" + string(c.Health.Status) + ")"
+		if c.Health.Status == container.Starting {
+			health = " (health: starting)"
+		}
+	}
+	switch c.State {
+	case engine.Running:
+		return "Up " + since(c.StartedAt) + health
+	case engine.Paused:
+		return "Up " + since(c.StartedAt) + " (Paused)"
+	case engine.Restarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", c.ExitCode, since(c.FinishedAt))
+	case engine.Created:
+		return "Created"
+	case engine.Removing:
+		return "Removal In Progress"
+	case engine.Dead:
+		return "Dead"
+	}
+	if c.FinishedAt.IsZero() {
+		return "Created"
+	}
+	return fmt.Sprintf("Exited (%d) %s ago", c.ExitCode, since(c.FinishedAt))
+}
+
+func healthSummary(h *container.Health) *container.HealthSummary {
+	if h == nil {
+		return &container.HealthSummary{Status: container.NoHealthcheck}
+	}
+	return &container.HealthSummary{Status: h.Status, FailingStreak: h.FailingStreak}
+}
+
+func command(c *engine.Container) string {
+	return strings.TrimSpace(c.Path + " " + strings.Join(c.Args, " "))
+}
+
+// summary is one line of the container list.
+func summary(c *engine.Container) container.Summary {
+	out := container.Summary{
+		ID: c.ID, Names: []string{"/" + c.Name}, Image: c.ImageRef, ImageID: c.ImageID.String(), Command: command(c),
+		Created: c.Created.Unix(), Ports: ports(c), Labels: c.Config.Labels, State: container.ContainerState(c.State),
+		Status: statusText(c, time.Now()), Health: healthSummary(c.Health), Mounts: mountPoints(c),
+		NetworkSettings: &container.NetworkSettingsSummary{Networks: endpoints(c)},
+	}
+	if out.Labels == nil {
+		out.Labels = map[string]string{}
+	}
+	out.HostConfig.NetworkMode = networkName(c)
+	out.HostConfig.Annotations = map[string]string{isolationAnnotation: string(c.Kind)}
+	for k, v := range c.Host.Annotations {
+		out.HostConfig.Annotations[k] = v
+	}
+	return out
+}
+
+func mountPoints(c *engine.Container) []container.MountPoint {
+	if c.Mounts == nil {
+		return []container.MountPoint{}
+	}
+	return c.Mounts
+}
+
+// ports lists the published and the merely exposed ports, in a steady order.
+func ports(c *engine.Container) []container.PortSummary {
+	out := []container.PortSummary{}
+	seen := map[network.Port]bool{}
+	for p, bindings := range c.Ports {
+		for _, b := range bindings {
+			seen[p] = true
+			var public uint16
+			fmt.Sscan(b.HostPort, &public)
+			out = append(out, container.PortSummary{IP: b.HostIP, PrivatePort: p.Num(), PublicPort: public, Type: string(p.Proto())})
+		}
+	}
+	if c.State == engine.Running || c.State == engine.Paused {
+		for p := range c.Config.ExposedPorts {
+			if !seen[p] {
+				out = append(out, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
+			}
+		}
+	}
+	sort.Slice(out, func(i, j int) bool {
+		a, b := out[i], out[j]
+		if a.PrivatePort != b.PrivatePort {
+			return a.PrivatePort < b.PrivatePort
+		}
+		if a.Type != b.Type {
+			return a.Type < b.Type
+		}
+		return a.IP.Less(b.IP)
+	})
+	return out
+}
+
+// networkName is the name of the network a container is on.
+func networkName(c *engine.Container) string {
+	switch m := string(c.Host.NetworkMode); m {
+	case "", "default":
+		return "bridge"
+	default:
+		return m
+	}
+}
+
+// endpoints are the networks of a container: as they are while it runs, as
+// they are wanted otherwise.
+func endpoints(c *engine.Container) map[string]*network.EndpointSettings {
+	if len(c.Endpoint) > 0 {
+		return c.Endpoint
+	}
+	name := networkName(c)
+	if strings.HasPrefix(name, "container:") {
+		return map[string]*network.EndpointSettings{}
+	}
+	return map[string]*network.EndpointSettings{name: {}}
+}
+
+// inspect is everything about a container.
+func inspect(c *engine.Container, strategy string) container.InspectResponse {
+	var h *container.Health
+	if c.Health != nil {
+		h = c.Health
+	}
+	args := c.Args
+	if args == nil {
+		args = []string{}
+	}
+	out := container.InspectResponse{
+		ID: c.ID, Created: stamp(c.Created), Path: c.Path, Args: args, Image: c.ImageID.String(),
+		State: &container.State{
+			Status: container.ContainerState(c.State), Running: c.State == engine.Running || c.State == engine.Paused || c.State == engine.Restarting && c.Pid != 0,
+			Paused: c.State == engine.Paused, Restarting: c.State == engine.Restarting, OOMKilled: c.OOMKilled, Dead: c.State == engine.Dead,
+			Pid: c.Pid, ExitCode: c.ExitCode, Error: c.Error, StartedAt: stamp(c.StartedAt), FinishedAt: stamp(c.FinishedAt), Health: h,
+		},
+		ResolvConfPath: c.ResolvConfPath, HostnamePath: c.HostnamePath, HostsPath: c.HostsPath, LogPath: c.LogPath,
+		Name: "/" + c.Name, RestartCount: c.RestartCount, Driver: "proa", Platform: c.Platform.OS, ExecIDs: c.ExecIDs,
+		HostConfig: c.Host, Mounts: mountPoints(c), Config: c.Config,
+		GraphDriver:     &storage.DriverData{Name: "proa", Data: map[string]string{"Strategy": strategy}},
+		NetworkSettings: &container.NetworkSettings{Ports: c.Ports, Networks: endpoints(c)},
+	}
+	if c.Image.Digest != "" {
+		d := c.Image
+		out.ImageManifestDescriptor = &d
+	}
+	if out.NetworkSettings.Ports == nil {
+		out.NetworkSettings.Ports = network.PortMap{}
+	}
+	// What a client cannot say in the request is shown in the same place.
+	host := *c.Host
+	host.Annotations = map[string]string{isolationAnnotation: string(c.Kind)}
+	if c.Kind == isolation.Container && !c.UserNS {
+		host.Annotations["proa.userns"] = "host"
+	}
+	for i, w := range c.Warnings {
+		host.Annotations[fmt.Sprintf("proa.warning.%d", i)] = w
+	}
+	for k, v := range c.Host.Annotations {
+		host.Annotations[k] = v
+	}
+	out.HostConfig = &host
+	return out
+}
+
+// legacyInspect adds what clients before API 1.52 read: the default network's
+// address at the top of NetworkSettings.
+type legacyInspect struct {
+	container.InspectResponse
+	NetworkSettings legacyNetworkSettings
+}
+
+type legacyNetworkSettings struct {
+	*container.NetworkSettings
+	Bridge              string
+	HairpinMode         bool
+	EndpointID          string
+	Gateway             string
+	GlobalIPv6Address   string
+	GlobalIPv6PrefixLen int
+	IPAddress           string
+	IPPrefixLen         int
+	IPv6Gateway         string
+	MacAddress          string
+}
+
+func legacyNetwork(n *container.NetworkSettings) legacyNetworkSettings {
+	out := legacyNetworkSettings{NetworkSettings: n}
+	ep := n.Networks["bridge"]
+	if ep == nil {
+		return out
+	}
+	text := func(a netip.Addr) string {
+		if !a.IsValid() {
+			return ""
+		}
+		return a.String()
+	}
+	out.EndpointID, out.IPAddress, out.IPPrefixLen, out.Gateway = ep.EndpointID, text(ep.IPAddress), ep.IPPrefixLen, text(ep.Gateway)
+	out.GlobalIPv6Address, out.GlobalIPv6PrefixLen, out.IPv6Gateway = text(ep.GlobalIPv6Address), ep.GlobalIPv6PrefixLen, text(ep.IPv6Gateway)
+	out.MacAddress = ep.MacAddress.String()
+	return out
+}
+
+// stats is one reading in Docker's shape, with the one before it.
+func stats(now, prev *engine.Sample) container.StatsResponse {
+	cpu := func(s *engine.Sample) container.CPUStats {
+		return container.CPUStats{
+			CPUUsage:    container.CPUUsage{TotalUsage: s.CPUNanos, UsageInKernelmode: s.CPUSystem, UsageInUsermode: s.CPUUser},
+			SystemUsage: s.SystemCPU, OnlineCPUs: s.OnlineCPUs,
+			ThrottlingData: container.ThrottlingData{Periods: s.Periods, ThrottledPeriods: s.Throttled, ThrottledTime: s.ThrottledNs},
+		}
+	}
+	out := container.StatsResponse{
+		ID: now.ID, Name: "/" + now.Name, OSType: "linux", Read: now.Read, CPUStats: cpu(now),
+		MemoryStats: container.MemoryStats{
+			Usage: now.MemoryBytes, MaxUsage: now.MemoryMax, Limit: now.MemoryLimit,
+			Stats: map[string]uint64{"inactive_file": now.MemoryCache, "total_inactive_file": now.MemoryCache},
+		},
+		PidsStats: container.PidsStats{Current: now.Pids, Limit: now.PidsLimit},
+		BlkioStats: container.BlkioStats{IoServiceBytesRecursive: []container.BlkioStatEntry{
+			{Op: "read", Value: now.ReadBytes}, {Op: "write", Value: now.WriteBytes},
+		}},
+		Networks: map[string]container.NetworkStats{"eth0": {
+			RxBytes: now.RxBytes, RxPackets: now.RxPackets, RxErrors: now.RxErrors, RxDropped: now.RxDropped,
+			TxBytes: now.TxBytes, TxPackets: now.TxPackets, TxErrors: now.TxErrors, TxDropped: now.TxDropped,
+		}},
+	}
+	if prev != nil {
+		out.PreRead, out.PreCPUStats = prev.Read, cpu(prev)
+	}
+	return out
+}

@@ -1,0 +1,275 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"runtime"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	imagetypes "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/system"
+	volumetypes "github.com/moby/moby/api/types/volume"
+
+	"proa/internal/engine"
+	"proa/internal/isolation"
+	"proa/internal/version"
+)
+
+func serverVersion() string { return version.Version }
+
+// notServedError is a route of Docker's API that this engine does not have.
+type notServedError struct{ method, path string }
+
+func (n *notServedError) Error() string {
+	return fmt.Sprintf("%s %s is not implemented by this engine", n.method, n.path)
+}
+func (n *notServedError) Unwrap() error { return errdefs.ErrNotImplemented }
+
+// Unwrap makes a missing image a 404.
+func (n *notHere) Unwrap() error { return errdefs.ErrNotFound }
+
+func (s *Server) ping(c *call) error {
+	h := c.Header()
+	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
+	h.Set("Pragma", "no-cache")
+	h.Set("Builder-Version", "1")
+	h.Set("Swarm", "inactive")
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	c.started = true
+	if c.Method == http.MethodHead {
+		h.Set("Content-Length", "0")
+		return nil
+	}
+	_, err := c.Write([]byte("OK"))
+	return err
+}
+
+func (s *Server) version(c *call) error {
+	details := map[string]string{
+		"ApiVersion": MaxVersion, "MinAPIVersion": MinVersion, "Os": runtime.GOOS, "Arch": runtime.GOARCH,
+		"GoVersion": runtime.Version(), "KernelVersion": s.Host.KernelVersion,
+	}
+	return c.reply(http.StatusOK, system.VersionResponse{
+		Platform: system.PlatformInfo{Name: "Proa"}, Version: serverVersion(), APIVersion: MaxVersion, MinAPIVersion: MinVersion,
+		Os: runtime.GOOS, Arch: runtime.GOARCH, GoVersion: runtime.Version(), KernelVersion: s.Host.KernelVersion,
+		Components: []system.ComponentVersion{{Name: "Engine", Version: serverVersion(), Details: details}},
+	})
+}
+
+func (s *Server) info(c *call) error {
+	n := s.Engine.Count()
+	imgs, err := s.Images.List(c.Context())
+	if err != nil {
+		return err
+	}
+	strategy, why := s.Images.Strategy()
+	security := []string{"name=seccomp,profile=builtin"}
+	if s.Host.UserNS {
+		security = append(security, "name=userns")
+	}
+	out := system.Info{
+		ID: s.Host.ID, Containers: n.Total, ContainersRunning: n.Running, ContainersPaused: n.Paused, ContainersStopped: n.Stopped,
+		Images: len(imgs), Driver: "proa", DriverStatus: [][2]string{{"Mount strategy", strategy}, {"Because", why}},
+		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file", "none"}},
+		MemoryLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true, IPv4Forwarding: true,
+		NGoroutines: runtime.NumGoroutine(), SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: "json-file",
+		CgroupDriver: s.Host.CgroupDriver, CgroupVersion: s.Host.CgroupVersion, KernelVersion: s.Host.KernelVersion, OperatingSystem: s.Host.OS,
+		OSType: runtime.GOOS, Architecture: machine(), NCPU: runtime.NumCPU(), MemTotal: s.Host.MemTotal, DockerRootDir: s.Host.DataRoot,
+		Name: s.Host.Name, Labels: []string{}, ServerVersion: serverVersion(), DefaultRuntime: string(isolation.Container),
+		Runtimes:           map[string]system.RuntimeWithStatus{string(isolation.Container): {Runtime: system.Runtime{Path: "proa-shim"}}, string(isolation.VM): {Runtime: system.Runtime{Path: "proa-shim"}}},
+		LiveRestoreEnabled: true, Isolation: container.Isolation(""), SecurityOptions: security, CDISpecDirs: []string{},
+	}
+	out.Swarm.LocalNodeState = "inactive"
+	if s.Host.Warnings != nil {
+		out.Warnings = s.Host.Warnings(c.Context())
+	}
+	return c.reply(http.StatusOK, out)
+}
+
+// machine is uname's word for the architecture.
+func machine() string {
+	switch runtime.GOARCH {
+	case "amd64":
+		return "x86_64"
+	case "arm64":
+		return "aarch64"
+	}
+	return runtime.GOARCH
+}
+
+func (s *Server) events(c *call) error {
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	since, err := timestamp(c.query("since"))
+	if err != nil {
+		return err
+	}
+	until, err := timestamp(c.query("until"))
+	if err != nil {
+		return err
+	}
+	ch, err := s.Engine.Events(c.Context(), since, until, f)
+	if err != nil {
+		return err
+	}
+	c.started = true
+	c.Header().Set("Content-Type", "application/json")
+	c.WriteHeader(http.StatusOK)
+	c.flush()
+	enc := json.NewEncoder(c)
+	for m := range ch {
+		if err := enc.Encode(m); err != nil {
+			return err
+		}
+		c.flush()
+	}
+	return nil
+}
+
+func (s *Server) doctor(c *call) error {
+	checks := s.Host.Doctor(c.Context())
+	if checks == nil {
+		checks = []Check{}
+	}
+	return c.reply(http.StatusOK, checks)
+}
+
+// diskUsage answers in today's shape and, for clients before API 1.52, in the
+// older one as well: their fields do not meet.
+func (s *Server) diskUsage(c *call) error {
+	ctx := c.Context()
+	u, err := s.Images.Usage(ctx)
+	if err != nil {
+		return err
+	}
+	imgs := &imagetypes.DiskUsage{TotalSize: u.Total(), TotalCount: int64(len(u.Images)), Items: []imagetypes.Summary{}}
+	var used int64
+	for _, i := range u.Images {
+		imgs.Items = append(imgs.Items, imageSummary(i))
+		if i.Holders > 0 {
+			imgs.ActiveCount++
+			used += i.Size
+		}
+	}
+	imgs.Reclaimable = max(0, imgs.TotalSize-used)
+	list, err := s.Engine.List(ctx, engine.ListOptions{All: true})
+	if err != nil {
+		return err
+	}
+	cts := &container.DiskUsage{TotalCount: int64(len(list)), Items: []container.Summary{}}
+	for _, ct := range list {
+		sum := summary(ct)
+		sz, err := s.Engine.Size(ctx, ct.ID)
+		if errdefs.IsNotFound(err) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		sum.SizeRw, sum.SizeRootFs = sz.RW, sz.RootFS
+		cts.TotalSize += sz.RW
+		if ct.State == engine.Running || ct.State == engine.Paused || ct.State == engine.Restarting {
+			cts.ActiveCount++
+		} else {
+			cts.Reclaimable += sz.RW
+		}
+		cts.Items = append(cts.Items, sum)
+	}
+	vols, err := s.volumeUsage(ctx)
+	if err != nil {
+		return err
+	}
+	now := system.DiskUsage{ImageUsage: imgs, ContainerUsage: cts, VolumeUsage: vols}
+	if c.version >= 52 {
+		return c.reply(http.StatusOK, now)
+	}
+	return c.reply(http.StatusOK, struct {
+		LayersSize int64
+		Images     []imagetypes.Summary
+		Containers []container.Summary
+		Volumes    []volumetypes.Volume
+		BuildCache []struct{}
+	}{u.Total(), imgs.Items, cts.Items, vols.Items, []struct{}{}})
+}
+
+// networks are the three that there are.
+func (s *Server) networks() []network.Inspect {
+	local := func(name, driver string) network.Inspect {
+		return network.Inspect{
+			Network: network.Network{
+				Name: name, ID: name, Scope: "local", Driver: driver, EnableIPv4: true, IPAM: network.IPAM{Driver: "default", Config: []network.IPAMConfig{}},
+				Options: map[string]string{}, Labels: map[string]string{},
+			},
+			Containers: map[string]network.EndpointResource{},
+		}
+	}
+	bridge := local("bridge", "bridge")
+	bridge.Options["com.docker.network.bridge.name"] = s.Host.Bridge.Name
+	subnet, err1 := netip.ParsePrefix(s.Host.Bridge.Subnet())
+	gateway, err2 := netip.ParseAddr(s.Host.Bridge.Gateway())
+	if err1 == nil && err2 == nil {
+		bridge.IPAM.Config = append(bridge.IPAM.Config, network.IPAMConfig{Subnet: subnet, Gateway: gateway})
+	}
+	return []network.Inspect{bridge, local("host", "host"), local("none", "null")}
+}
+
+func (s *Server) networkList(c *call) error {
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	out := []network.Summary{}
+	for _, n := range s.networks() {
+		if matches(f["name"], n.Name) && matches(f["id"], n.ID) && matches(f["driver"], n.Driver) {
+			out = append(out, network.Summary{Network: n.Network})
+		}
+	}
+	return c.reply(http.StatusOK, out)
+}
+
+func matches(any []string, v string) bool {
+	if len(any) == 0 {
+		return true
+	}
+	for _, a := range any {
+		if a == v {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Server) networkInspect(c *call) error {
+	name := c.PathValue("name")
+	for _, n := range s.networks() {
+		if n.Name != name {
+			continue
+		}
+		list, err := s.Engine.List(c.Context(), engine.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, ct := range list {
+			ep := ct.Endpoint[name]
+			if ep == nil {
+				continue
+			}
+			r := network.EndpointResource{Name: ct.Name, EndpointID: ep.EndpointID, MacAddress: ep.MacAddress}
+			if ep.IPAddress.IsValid() {
+				r.IPv4Address = netip.PrefixFrom(ep.IPAddress, ep.IPPrefixLen)
+			}
+			if ep.GlobalIPv6Address.IsValid() {
+				r.IPv6Address = netip.PrefixFrom(ep.GlobalIPv6Address, ep.GlobalIPv6PrefixLen)
+			}
+			n.Containers[ct.ID] = r
+		}
+		return c.reply(http.StatusOK, n)
+	}
+	return fmt.Errorf("network %s not found: %w", name, errdefs.ErrNotFound)
+}
