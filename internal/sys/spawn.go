@@ -20,7 +20,7 @@ type Spawn struct {
 	Args []string // with Args[0]
 	Env  []string
 	Dir  *os.File // working directory, O_PATH will do; nil: the caller's
-	// Files become descriptors 0, 1, 2...
+	// Files become descriptors 0, 1, 2...; no other stays open across the exec.
 	Files []*os.File
 	// Terminal makes the process a session leader with Files[0] as its
 	// controlling terminal.
@@ -28,8 +28,8 @@ type Spawn struct {
 
 	UID, GID uint32
 	Groups   []uint32
-	// Capabilities is the bounding, permitted and effective set; the inheritable
-	// and ambient sets are empty. A UID other than 0 loses the permitted set at
+	// Capabilities is the bounding, permitted and effective set, as far as the
+	// caller has them itself; the inheritable and ambient sets are empty. A UID other than 0 loses the permitted set at
 	// exec, as the kernel has it.
 	Capabilities    uint64
 	NoNewPrivileges bool
@@ -129,8 +129,12 @@ func (s *Spawn) Start(reap bool) (pid int, err error) {
 		a.dir = int(s.Dir.Fd())
 	}
 	a.capHeader.Version = unix.LINUX_CAPABILITY_VERSION_3
+	var own [2]unix.CapUserData
+	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &own[0]); err != nil {
+		return 0, &SpawnError{StepCapabilities, err.(syscall.Errno)}
+	}
 	for i := range a.capData {
-		set := uint32(s.Capabilities >> (32 * i))
+		set := uint32(s.Capabilities>>(32*i)) & own[i].Permitted
 		a.capData[i] = unix.CapUserData{Permitted: set, Effective: set}
 	}
 	if n := len(s.Seccomp); n > 0 {
@@ -282,6 +286,10 @@ func fork(a *forkArgs) (pid uintptr, errno syscall.Errno) {
 			goto failed
 		}
 	}
+
+	// Whatever else is open, by mistake or inherited, is not for the new
+	// process (CVE-2024-21626). A kernel before 5.11 does not know the flag.
+	syscall.RawSyscall(unix.SYS_CLOSE_RANGE, uintptr(len(a.files)), ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC)
 
 	// Without no_new_privs the filter needs CAP_SYS_ADMIN, so it comes before the drop.
 	step = uint32(StepSeccomp)

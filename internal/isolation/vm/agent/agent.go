@@ -81,6 +81,8 @@ type Options struct {
 	// Forget are files of the initramfs that only the boot needed; they are
 	// removed before the root is switched, because they lie in memory.
 	Forget []string
+	// Dev makes the file system for /dev as a detached mount; nil: devtmpfs.
+	Dev func() (*os.File, error)
 	// PowerOff ends the machine after Shutdown was answered.
 	PowerOff func()
 	// Welcome is what the host is told of the boot.

@@ -41,7 +41,11 @@ func (a *Agent) standardMounts(root *os.File, s *wire.Setup) error {
 			{Key: "source", Value: "shm"}, {Key: "mode", Value: "1777"}, {Key: "size", Value: strconv.FormatInt(shm, 10)}}},
 		{fstype: "mqueue", at: "/dev/mqueue", attr: strict, optional: true},
 	} {
-		if err := attach(root, m.fstype, m.attr, m.at, m.params); err != nil {
+		make := func() (*os.File, error) { return sys.NewFS(m.fstype, m.attr, m.params...) }
+		if m.fstype == "devtmpfs" && a.options.Dev != nil {
+			make = a.options.Dev
+		}
+		if err := attach(root, m.at, make); err != nil {
 			if m.optional {
 				a.options.Warn(err.Error())
 				continue
@@ -61,8 +65,8 @@ func (a *Agent) standardMounts(root *os.File, s *wire.Setup) error {
 	return nil
 }
 
-func attach(root *os.File, fstype string, attr int, at string, params []sys.FSConfig) error {
-	m, err := sys.NewFS(fstype, attr, params...)
+func attach(root *os.File, at string, make func() (*os.File, error)) error {
+	m, err := make()
 	if err != nil {
 		return err
 	}

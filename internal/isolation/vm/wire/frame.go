@@ -81,6 +81,14 @@ func (h Header) as(t Type) Header {
 	return h
 }
 
+// Append appends the encoded header to b.
+func (h Header) Append(b []byte) []byte {
+	at := len(b)
+	b = append(b, make([]byte, HeaderLen)...)
+	h.put(b[at:])
+	return b
+}
+
 func (h *Header) put(b []byte) {
 	le := binary.LittleEndian
 	le.PutUint32(b[0:], h.Epoch)
@@ -258,10 +266,7 @@ func (c *Conn) Send(h Header, payload []byte) error {
 	if h.Type == TypeHello {
 		b = append(b, preamble[:]...)
 	}
-	at := len(b)
-	b = append(b, make([]byte, HeaderLen)...)
-	h.put(b[at:])
-	b = append(b, payload...)
+	b = append(h.Append(b), payload...)
 	if cap(b) <= 4096 {
 		c.out = b // small ones are reused; a large one is not kept
 	}
