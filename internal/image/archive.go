@@ -177,7 +177,7 @@ func (a *archive) ociImages(index []byte) ([]candidate, error) {
 			return nil, err
 		}
 		if _, ok := a.lookup("blobs/sha256/" + d.Digest.Encoded()); !ok {
-			return nil, fmt.Errorf("the archive has no blob %s, which its %s names: %w", d.Digest, ocispec.ImageIndexFile, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("the archive has no blob %s, which its %s names (truncated?): %w", d.Digest, ocispec.ImageIndexFile, errdefs.ErrInvalidArgument)
 		}
 		name, err := ociName(d.Annotations)
 		if err != nil {

@@ -121,7 +121,7 @@ func (s *Store) writeBlob(ctx context.Context, ref string, r io.Reader, want dig
 	}
 	got := w.Digest()
 	if want != "" && got != want {
-		return ocispec.Descriptor{}, &DigestError{What: "blob", Want: want, Got: got}
+		return ocispec.Descriptor{}, &DigestError{Want: want, Got: got}
 	}
 	if err := w.Commit(ctx, n, got, content.WithLabels(labels)); err != nil && !errdefs.IsAlreadyExists(err) {
 		return ocispec.Descriptor{}, fmt.Errorf("cannot write blob %s: %w", got, err)

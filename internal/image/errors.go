@@ -10,16 +10,15 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// DigestError says that content is not what its name promises: a damaged or
+// DigestError says that a blob is not what its name promises: a damaged or
 // forged archive. Its kind is errdefs.ErrInvalidArgument.
 type DigestError struct {
-	What      string // "blob", "layer"
 	Want, Got digest.Digest
 }
 
 // Error names both digests.
 func (e *DigestError) Error() string {
-	return fmt.Sprintf("%s has digest %s but should have %s (the archive is damaged)", e.What, e.Got, e.Want)
+	return fmt.Sprintf("a blob has digest %s but should have %s (the archive is damaged)", e.Got, e.Want)
 }
 
 // Unwrap gives the kind.

@@ -34,7 +34,7 @@ func (s *Store) collector(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-s.collect:
-			s.warn(s.clean(ctx))
+			s.warn(s.clean(context.WithoutCancel(ctx))) // Close waits for it
 		}
 	}
 }
@@ -43,6 +43,8 @@ func (s *Store) collector(ctx context.Context) {
 // needs. While something is being made or mounted it leaves the work to
 // whoever ends that last.
 func (s *Store) clean(ctx context.Context) error {
+	s.cleaning.Lock()
+	defer s.cleaning.Unlock()
 	s.pending.Store(true)
 	if !s.work.TryLock() {
 		return nil

@@ -36,6 +36,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -59,6 +60,8 @@ const (
 	maxBlobSize = 64 << 30
 )
 
+var quiet sync.Once
+
 // Config says where a Store lies and how it works.
 type Config struct {
 	Root     string    // <data-root>/image
@@ -80,7 +83,7 @@ type Config struct {
 
 // Store keeps images. All methods can be called from many goroutines.
 //
-// Lock order: work, then mounts.mu; none is held by a caller of Lease, which
+// Lock order: cleaning, work, then mounts.mu; none is held by a caller of Lease, which
 // runs inside a transaction of the database.
 type Store struct {
 	cfg     Config
@@ -93,10 +96,11 @@ type Store struct {
 
 	// work is held shared while blobs, layers or indexes are being made that
 	// no record needs yet, and exclusively while unneeded ones are removed.
-	work    sync.RWMutex
-	layers  singleflight.Group // by diffID
-	indexes singleflight.Group // by chainID
-	mounts  mounts
+	work     sync.RWMutex
+	cleaning sync.Mutex         // held by the one who removes; taken before work
+	layers   singleflight.Group // by diffID
+	indexes  singleflight.Group // by chainID
+	mounts   mounts
 
 	cacheMu sync.Mutex
 	cache   map[digest.Digest]*parsed // by config digest; immutable content
@@ -156,6 +160,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 			return nil, fmt.Errorf("cannot make image store: %w", err)
 		}
 	}
+	// containerd's packages log to stderr; what they warn of here (no fs-verity)
+	// changes nothing for anybody.
+	quiet.Do(func() { _ = log.SetLevel("error") })
 	backend, err := local.NewStore(filepath.Join(cfg.Root, "content"))
 	if err != nil {
 		return nil, fmt.Errorf("cannot open content store below %q: %w", cfg.Root, err)

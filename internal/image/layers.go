@@ -136,14 +136,7 @@ func (s *Store) unpack(ctx context.Context, blob ocispec.Descriptor, diffID dige
 		return nil, err
 	}
 	defer r.Close()
-	l, err = flat.Write(ctx, r, filepath.Dir(at), flat.Limits{Bytes: s.cfg.MaxLayerBytes, Want: diffID})
-	if err != nil {
-		return nil, err
-	}
-	if l.DiffID != diffID {
-		return nil, &DigestError{What: "layer", Want: diffID, Got: l.DiffID}
-	}
-	return l, nil
+	return flat.Write(ctx, r, filepath.Dir(at), flat.Limits{Bytes: s.cfg.MaxLayerBytes, Want: diffID})
 }
 
 // index makes the merged index of a stack of layers if there is none.

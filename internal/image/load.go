@@ -323,7 +323,7 @@ func (s *Store) checkLayer(ctx context.Context, l ocispec.Descriptor) error {
 	}
 	info, err := s.blobs.Info(in(ctx), l.Digest)
 	if errdefs.IsNotFound(err) {
-		return fmt.Errorf("the archive has no blob %s: %w", l.Digest, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("the archive has no blob %s (truncated?): %w", l.Digest, errdefs.ErrInvalidArgument)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot look for blob %s: %w", l.Digest, err)

@@ -78,7 +78,7 @@ func (s *Store) remove(ctx context.Context, ref string, force bool) ([]Removed, 
 		if err != nil {
 			return nil, err
 		}
-		return out, s.keepDangling(ctx, nil, id, named[0].Target)
+		return out, s.keepDangling(ctx, map[string]images.Image{}, id, named[0].Target)
 	case running:
 		return nil, fmt.Errorf("conflict: unable to delete %s (cannot be forced) - image is being used by running %s: %w", short(id), holderText(user), errdefs.ErrConflict)
 	case name == "" && !force && !oneRepository(named):
