@@ -1,0 +1,6 @@
+package seccomp
+
+const (
+	sysSeccomp = 317
+	sysKeyctl  = 250
+)

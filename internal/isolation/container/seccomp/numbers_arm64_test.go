@@ -1,0 +1,6 @@
+package seccomp
+
+const (
+	sysSeccomp = 277
+	sysKeyctl  = 219
+)
