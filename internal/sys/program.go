@@ -40,6 +40,7 @@ type Program struct {
 	steps []string
 	err   error // the first thing that did not fit
 
+	refork        int    // index of the opFork; -1: none
 	await, report [2]int // pipes, read end first; -1 when closed
 }
 
@@ -149,7 +150,7 @@ func NewProgram(size int) (*Program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot map %d bytes for a start program: %w", total, err)
 	}
-	p := &Program{mem: mem, used: fixed}
+	p := &Program{mem: mem, used: fixed, refork: -1}
 	p.await, p.report = [2]int{-1, -1}, [2]int{-1, -1}
 	for _, pipe := range []*[2]int{&p.await, &p.report} {
 		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
@@ -277,11 +278,12 @@ func (p *Program) Await() { p.add(opAwait, 0, "wait for the parent", unix.SYS_RE
 func (p *Program) Report() { p.add(opReport, 0, "report to the parent", unix.SYS_WRITE, nil) }
 
 // Refork adds a clone after which only the clone goes on and the process that
-// made it exits. Flags is a set of CLONE_ flags; with CLONE_PARENT the clone is
-// a child of the program's parent. The clone's pid in the namespace of the one
-// that made it is the call's result.
-func (p *Program) Refork(step string, flags uintptr) Result {
-	return p.add(opFork, 0, step, unix.SYS_CLONE, []Arg{Int(flags)})
+// made it exits. Flags is a set of CLONE_NEW flags. The clone is a child of the
+// program's parent and takes the place of the first one in Child. There can be
+// one of these in a program.
+func (p *Program) Refork(step string, flags uintptr) {
+	r := p.add(opFork, 0, step, unix.SYS_CLONE, []Arg{Int(flags | unix.CLONE_PARENT | unix.CLONE_FILES)})
+	p.refork = int(r)
 }
 
 // Reaper adds a clone after which the clone goes on, and the process that made
@@ -629,8 +631,32 @@ func (c *Child) poll() (done bool, err error) {
 			}
 			return n == 0, err
 		}
-		return true, nil
+		if adopted, err := c.adopt(); err != nil || !adopted {
+			return true, err
+		}
+		fds[1].Fd = int32(RawFD(c.Pidfd))
 	}
+}
+
+// adopt follows a Refork: once the first child has ended well, its clone is the
+// child.
+func (c *Child) adopt() (bool, error) {
+	p := c.program
+	if p.refork < 0 || p.head.failed != 0 || p.ops[p.refork].result <= 0 {
+		return false, nil
+	}
+	pid := int(p.ops[p.refork].result)
+	p.refork = -1
+	if _, _, err := PidfdReap(c.Pidfd); err != nil {
+		return false, err
+	}
+	next, err := OpenPid(pid) // ours and not reaped, so the number is still its own
+	if err != nil {
+		return false, err
+	}
+	_ = c.Pidfd.Close()
+	c.Pid, c.Pidfd = pid, next
+	return true, nil
 }
 
 // failure is what made the child end.

@@ -144,11 +144,16 @@ func (p *Program) DetachFiles(stdin, stdout, stderr Arg) {
 	p.Call("close other descriptors", unix.SYS_CLOSE_RANGE, Int(4), Int(uint32(0xffffffff)), Int(0))
 }
 
-// Terminal makes the child a session leader with the terminal fd as its own.
-func (p *Program) Terminal(fd Arg) {
-	p.Call("start a session", unix.SYS_SETSID)
+// NewSession makes the child the leader of a session without a terminal.
+func (p *Program) NewSession() { p.CallUnless(unix.EPERM, "start a session", unix.SYS_SETSID) }
+
+// TakeTerminal makes the terminal fd that of the child's new session.
+func (p *Program) TakeTerminal(fd Arg) {
 	p.Call("take the terminal", unix.SYS_IOCTL, fd, Int(unix.TIOCSCTTY), Int(0))
 }
+
+// Umask sets the mask of file modes.
+func (p *Program) Umask(mask uint32) { p.Call("set the umask", unix.SYS_UMASK, Int(mask)) }
 
 // Chdir enters a directory. Magic links of procfs, which can lead out of the
 // root, are refused (CVE-2024-21626).

@@ -1,0 +1,91 @@
+package container
+
+import (
+	"fmt"
+	"os"
+
+	"proa/internal/sys"
+	"proa/internal/sys/cgroup"
+)
+
+// madeCgroup is one hierarchy as the container sees it, with its own group as
+// the root.
+type madeCgroup struct {
+	name  string // below /sys/fs/cgroup; "" is that directory itself
+	mount sys.Result
+}
+
+// shownV1 are the version 1 hierarchies that programs look into to find out
+// their limits (the JVM, Go's automaxprocs); others are not shown. Each costs
+// about 40 microseconds of a start.
+var shownV1 = []string{"memory", "cpu", "cpuacct", "cpuset", "pids"}
+
+// buildCgroups adds the mounts of the control group namespace: the version 2
+// tree, or on a host without one some of version 1.
+func buildCgroups(p *sys.Program) []madeCgroup {
+	h, err := cgroup.Detect()
+	if err != nil {
+		return nil // Create fails with the reason
+	}
+	const attr = sys.MountNosuid | sys.MountNodev | sys.MountNoexec | sys.MountReadonly
+	if h.Mode == cgroup.V2 {
+		return []madeCgroup{{"", p.NewFS("cgroup2", attr)}}
+	}
+	var out []madeCgroup
+	for _, name := range shownV1 {
+		if h.V1[name] != "" {
+			out = append(out, madeCgroup{name, p.NewFS("cgroup", attr, sys.FSConfig{Key: name, Flag: true})})
+		}
+	}
+	return out
+}
+
+// attachCgroups puts them below /sys/fs/cgroup, read-only.
+func (c *instance) attachCgroups(sysfs *os.File, list []madeCgroup) error {
+	if len(list) == 0 {
+		return nil
+	}
+	at, err := sys.OpenPathInRoot(sysfs, "fs/cgroup")
+	if err != nil {
+		return fmt.Errorf("cannot open /sys/fs/cgroup inside: %w", err)
+	}
+	defer at.Close()
+	base := at
+	if list[0].name != "" {
+		if base, err = sys.NewFS("tmpfs", sys.MountNosuid|sys.MountNodev|sys.MountNoexec, sys.FSConfig{Key: "mode", Value: "755"}, sys.FSConfig{Key: "size", Value: "4k"}); err != nil {
+			return err
+		}
+		defer base.Close()
+		if err := sys.AttachAt(base, at); err != nil {
+			return err
+		}
+	}
+	for _, g := range list {
+		fd, err := c.program.Value(g.mount)
+		if err != nil {
+			return fmt.Errorf("cannot use the new control group file system: %w", err)
+		}
+		mount := os.NewFile(uintptr(fd), "cgroup "+g.name)
+		err = c.attachCgroup(base, g.name, mount)
+		_ = mount.Close()
+		if err != nil {
+			return err
+		}
+	}
+	if base != at {
+		return sys.SetMountAttr(base, sys.MountReadonly, 0, false)
+	}
+	return nil
+}
+
+func (c *instance) attachCgroup(base *os.File, name string, mount *os.File) error {
+	if name == "" {
+		return sys.AttachAt(mount, base)
+	}
+	at, err := sys.OpenPlainDir(base, name)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	return sys.AttachAt(mount, at)
+}
