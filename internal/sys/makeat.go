@@ -132,3 +132,11 @@ func SyncFS(f *os.File) error {
 	}
 	return nil
 }
+
+// DropCache asks the kernel to forget the clean cached pages of a file.
+func DropCache(f *os.File) error {
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return fmt.Errorf("cannot drop the cached pages of %q: %w", f.Name(), err)
+	}
+	return nil
+}

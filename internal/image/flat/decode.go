@@ -5,6 +5,7 @@ import (
 	"hash/crc32"
 	"math"
 	"slices"
+	"strings"
 
 	"proa/internal/image/erofs"
 )
@@ -190,7 +191,9 @@ func (d *decoder) inode() *erofs.Inode {
 		i.Size = d.num(math.MaxInt64)
 		d.extents(i)
 	case erofs.TypeSymlink:
-		i.Target = d.str()
+		if i.Target = d.str(); i.Target == "" || len(i.Target) > maxTarget || strings.Contains(i.Target, "\x00") {
+			d.fail("a symlink to %q", i.Target)
+		}
 	case erofs.TypeChar, erofs.TypeBlock:
 		i.Major = uint32(d.num(0xfff))
 		i.Minor = uint32(d.num(0xfffff))

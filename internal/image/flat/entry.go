@@ -22,6 +22,9 @@ const (
 	opaqueMark     = ".wh..wh..opq"
 )
 
+// maxTarget is the longest target of a symlink, in bytes: PATH_MAX without its NUL.
+const maxTarget = 4095
+
 // maxHops is how many symlinks a path may go through, as in Linux.
 const maxHops = 40
 
@@ -284,7 +287,7 @@ func inode(h *tar.Header) (*erofs.Inode, error) {
 	case tar.TypeSymlink:
 		ino.Mode |= erofs.TypeSymlink
 		ino.Mode |= 0o777 // as Linux shows every symlink
-		if h.Linkname == "" || len(h.Linkname) > 4095 || strings.Contains(h.Linkname, "\x00") {
+		if h.Linkname == "" || len(h.Linkname) > maxTarget || strings.Contains(h.Linkname, "\x00") {
 			return nil, invalid("symlink with a target of %d bytes", len(h.Linkname))
 		}
 		ino.Target = h.Linkname

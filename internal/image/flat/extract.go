@@ -23,9 +23,6 @@ func extract(image Files) (err error) {
 	if err != nil {
 		return err
 	}
-	if len(im.Devices()) != len(image.Data) {
-		return damaged("the index has %d data files, %d are given", len(im.Devices()), len(image.Data))
-	}
 	x := &extractor{im: im}
 	for _, path := range image.Data {
 		d, err := os.Open(path)
@@ -33,6 +30,7 @@ func extract(image Files) (err error) {
 			return err
 		}
 		defer d.Close()
+		defer sys.DropCache(d) // containers read the copy
 		x.data = append(x.data, d)
 	}
 	tmp, err := os.MkdirTemp(filepath.Dir(image.Dir), TempPrefix)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"proa/internal/image/erofs"
 	"proa/internal/sys"
 )
 
@@ -85,6 +86,9 @@ func (m *Mounter) Unmount(at string) error { return sys.Detach(at) }
 
 // detached makes the mount of an image without a place.
 func (m *Mounter) detached(image Files) (*os.File, error) {
+	if err := check(image); err != nil {
+		return nil, err
+	}
 	switch m.strategy {
 	case StrategyFile:
 		return mountFiles(image, m.direct)
@@ -101,6 +105,35 @@ func (m *Mounter) detached(image Files) (*os.File, error) {
 		return nil, err
 	}
 	return bindReadonly(image.Dir)
+}
+
+// check compares the index with the data files that go with it. The kernel
+// checks neither: given no devices at all it takes the index for a flattened
+// image, and a file that is too short shows when it is read.
+func check(image Files) error {
+	f, err := os.Open(image.Index)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	im, err := erofs.Open(f)
+	if err != nil {
+		return err
+	}
+	devices := im.Devices()
+	if len(devices) != len(image.Data) {
+		return fmt.Errorf("the index has %d data files, %d are given: %w", len(devices), len(image.Data), errdefs.ErrInvalidArgument)
+	}
+	for i, path := range image.Data {
+		st, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		if st.Size() != int64(devices[i].Blocks)*BlockSize {
+			return damaged("%q has %d bytes, the index says %d blocks", path, st.Size(), devices[i].Blocks)
+		}
+	}
+	return nil
 }
 
 // mountFiles mounts an index straight from its files (Linux 6.12 with

@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"proa/internal/image/erofs"
+	"proa/internal/sys"
 )
 
 // Defaults of Limits.
@@ -116,6 +117,11 @@ func writeLayer(ctx context.Context, stream io.Reader, dir string, limits Limits
 		return old, nil
 	}
 	if err := f.Sync(); err != nil {
+		return nil, err
+	}
+	// Mounts read data files past the page cache: what writing has left there
+	// is of use to nobody.
+	if err := sys.DropCache(f); err != nil {
 		return nil, err
 	}
 	if err := writeSynced(filepath.Join(tmp, treeName), tree); err != nil {
