@@ -1,11 +1,8 @@
 package engine
 
 import (
-	"fmt"
 	"slices"
 	"strings"
-
-	"github.com/containerd/errdefs"
 )
 
 // capabilities are Linux's by number (linux/capability.h, Linux 5.9 and later).
@@ -43,7 +40,7 @@ func capSet(add, drop []string, privileged bool) (uint64, error) {
 	case privileged:
 		return allCaps, nil
 	case addAll && dropAll:
-		return 0, fmt.Errorf("cannot add and drop ALL capabilities: %w", errdefs.ErrInvalidArgument)
+		return 0, invalid("cannot add and drop ALL capabilities")
 	case addAll:
 		return allCaps &^ dropped, nil
 	case dropAll:
@@ -61,7 +58,7 @@ func capBits(names []string) (bits uint64, all bool, err error) {
 		}
 		i := slices.Index(capabilities, name)
 		if i < 0 {
-			return 0, false, fmt.Errorf("unknown capability %q: %w", n, errdefs.ErrInvalidArgument)
+			return 0, false, invalid("unknown capability %q", n)
 		}
 		bits |= 1 << i
 	}

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"fmt"
 	"math"
 	"net/netip"
 	"runtime"
@@ -13,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"proa/internal/isolation"
+	"proa/internal/isolation/vm/machine"
 )
 
 // Defaults that Docker's users know, and ours where they are stricter.
@@ -34,10 +34,6 @@ var (
 	}
 	defaultReadonly = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
-
-func invalid(format string, args ...any) error {
-	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
-}
 
 // kindOf reads Runtime and Isolation, which may both name the wall and must
 // agree.
@@ -119,7 +115,7 @@ func withDefaults(h *container.HostConfig, kind isolation.Kind) *container.HostC
 // configuration that went through withDefaults.
 func checkHost(c *container.Config, h *container.HostConfig, kind isolation.Kind) error {
 	vm := kind == isolation.VM
-	if err := checkKnobs(h, vm); err != nil {
+	if err := checkKnobs(h); err != nil {
 		return err
 	}
 	if err := container.ValidateRestartPolicy(h.RestartPolicy); err != nil {
@@ -170,15 +166,11 @@ func checkHost(c *container.Config, h *container.HostConfig, kind isolation.Kind
 // checkModes reads the namespaces that are wanted.
 func checkModes(c *container.Config, h *container.HostConfig, vm bool) error {
 	switch m := h.NetworkMode; {
-	case m == "none", m == "bridge":
-	case m == "host":
-		if vm {
-			return invalid("cannot honour NetworkMode host: a VM has its own network; use bridge and -p")
-		}
+	case m == "none", m == "bridge", m == "host":
 	case m.IsContainer():
 		return invalid("cannot honour NetworkMode %s: sharing another container's network is not supported yet", m)
 	default:
-		return fmt.Errorf("network %s not found (known: bridge, host, none): %w", m, errdefs.ErrNotFound)
+		return refusef(errdefs.ErrNotFound, "network %s not found (known: bridge, host, none)", m)
 	}
 	if !h.PidMode.Valid() {
 		return invalid("invalid PID mode: %s", h.PidMode)
@@ -191,8 +183,6 @@ func checkModes(c *container.Config, h *container.HostConfig, vm bool) error {
 		return invalid("invalid IPC mode: %s", h.IpcMode)
 	case h.IpcMode.IsContainer():
 		return invalid("cannot honour IpcMode %s: sharing another container's memory is not supported yet", h.IpcMode)
-	case vm && h.IpcMode.IsHost():
-		return invalid("cannot honour IpcMode host: a VM has its own kernel")
 	}
 	if !h.UTSMode.Valid() {
 		return invalid("invalid UTS mode: %s", h.UTSMode)
@@ -205,6 +195,14 @@ func checkModes(c *container.Config, h *container.HostConfig, vm bool) error {
 	}
 	if !h.CgroupnsMode.Valid() {
 		return invalid("invalid cgroup namespace mode: %s", h.CgroupnsMode)
+	}
+	if !vm {
+		return nil
+	}
+	for flag, mode := range map[string]string{"pid": string(h.PidMode), "ipc": string(h.IpcMode), "uts": string(h.UTSMode), "userns": string(h.UsernsMode), "cgroupns": string(h.CgroupnsMode)} {
+		if err := machine.CheckNamespace(flag, mode); err != nil {
+			return err
+		}
 	}
 	return nil
 }

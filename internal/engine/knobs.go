@@ -6,7 +6,6 @@ import (
 	"sort"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 )
 
@@ -23,14 +22,13 @@ const (
 type knob struct {
 	do  treatment
 	why string
-	vm  treatment // behind a VM; 0 means as do
 }
 
 // knobs names every field of HostConfig. A test walks the type, so that a
 // field which a new version of Docker's API brings cannot be forgotten, and
 // nothing that a client asks for is ever ignored in silence.
 var knobs = map[string]knob{
-	"Binds":           {do: honour, vm: refuse, why: "a VM cannot have bind mounts or volumes yet"},
+	"Binds":           {do: honour},
 	"ContainerIDFile": {do: keep, why: "written by the client"},
 	"LogConfig":       {do: honour},
 	"NetworkMode":     {do: honour},
@@ -38,7 +36,7 @@ var knobs = map[string]knob{
 	"RestartPolicy":   {do: honour},
 	"AutoRemove":      {do: honour},
 	"VolumeDriver":    {do: honour}, // "local" only
-	"VolumesFrom":     {do: honour, vm: refuse, why: "a VM cannot have bind mounts or volumes yet"},
+	"VolumesFrom":     {do: honour},
 	"ConsoleSize":     {do: honour},
 	"Annotations":     {do: keep, why: "for the client's own use"},
 	"CapAdd":          {do: honour},
@@ -52,22 +50,22 @@ var knobs = map[string]knob{
 	"IpcMode":         {do: honour},
 	"Cgroup":          {do: refuse, why: "sharing another container's cgroup is not supported"},
 	"Links":           {do: refuse, why: "links are not supported; names on user networks come with them"},
-	"OomScoreAdj":     {do: honour, vm: refuse, why: "the guest's kernel picks its own victims"},
-	"PidMode":         {do: honour, vm: refuse, why: "a VM's processes are not the host's"},
+	"OomScoreAdj":     {do: honour},
+	"PidMode":         {do: honour},
 	"Privileged":      {do: honour},
 	"PublishAllPorts": {do: honour},
 	"ReadonlyRootfs":  {do: honour},
 	"SecurityOpt":     {do: honour},
 	"StorageOpt":      {do: refuse, why: "a size for the writable layer is not supported"},
 	"Tmpfs":           {do: honour},
-	"UTSMode":         {do: honour, vm: refuse, why: "a VM has its own kernel"},
-	"UsernsMode":      {do: honour, vm: refuse, why: "a VM has its own kernel"},
+	"UTSMode":         {do: honour},
+	"UsernsMode":      {do: honour},
 	"ShmSize":         {do: honour},
 	"Sysctls":         {do: honour},
 	"Runtime":         {do: honour},
 	"Umask":           {do: honour},
 	"Isolation":       {do: honour},
-	"Mounts":          {do: honour}, // a VM: tmpfs only
+	"Mounts":          {do: honour},
 	"MaskedPaths":     {do: honour},
 	"ReadonlyPaths":   {do: honour},
 	"Init":            {do: honour},
@@ -88,10 +86,10 @@ var knobs = map[string]knob{
 	"CPURealtimeRuntime":   {do: refuse, why: "real-time limits are not supported"},
 	"CpusetCpus":           {do: honour},
 	"CpusetMems":           {do: honour},
-	"Devices":              {do: honour, vm: refuse, why: "a VM cannot have the host's devices"},
+	"Devices":              {do: honour},
 	"DeviceCgroupRules":    {do: refuse, why: "name the devices with --device"},
 	"DeviceRequests":       {do: refuse, why: "device drivers such as for GPUs are not supported"},
-	"MemoryReservation":    {do: honour, vm: refuse, why: "a guest's memory is one size"},
+	"MemoryReservation":    {do: honour},
 	"MemorySwap":           {do: honour},
 	"MemorySwappiness":     {do: honour}, // unset only, see checkResources
 	"OomKillDisable":       {do: honour}, // false only
@@ -105,8 +103,8 @@ var knobs = map[string]knob{
 }
 
 // checkKnobs refuses every field that is set and cannot be honoured, all at
-// once and by name.
-func checkKnobs(h *container.HostConfig, vm bool) error {
+// once and by name. What only a VM cannot honour is machine.Check's to say.
+func checkKnobs(h *container.HostConfig) error {
 	v := reflect.ValueOf(h).Elem()
 	var bad []string
 	for _, f := range reflect.VisibleFields(v.Type()) {
@@ -114,11 +112,7 @@ func checkKnobs(h *container.HostConfig, vm bool) error {
 			continue
 		}
 		k := knobs[f.Name]
-		do := k.do
-		if vm && k.vm != 0 {
-			do = k.vm
-		}
-		if do == refuse && !empty(v.FieldByIndex(f.Index)) {
+		if k.do == refuse && !empty(v.FieldByIndex(f.Index)) {
 			bad = append(bad, fmt.Sprintf("%s: %s", f.Name, k.why))
 		}
 	}
@@ -126,7 +120,7 @@ func checkKnobs(h *container.HostConfig, vm bool) error {
 		return nil
 	}
 	sort.Strings(bad)
-	return fmt.Errorf("cannot honour %s: %w", strings.Join(bad, "; "), errdefs.ErrInvalidArgument)
+	return invalid("cannot honour %s", strings.Join(bad, "; "))
 }
 
 // empty is the zero value, or a list or map with nothing in it.

@@ -1,32 +1,19 @@
 package engine
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
 	"maps"
 	"path"
 	"slices"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // merge gives the wanted configuration with the image's defaults filled in, by
-// Docker's rules. Neither argument is changed. dockerConfig is the raw "config"
-// of the image for what OCI does not have (Healthcheck, Shell, OnBuild); it may
-// be empty.
-func merge(want *container.Config, img ocispec.ImageConfig, dockerConfig []byte) (*container.Config, error) {
-	var ext dockerspec.DockerOCIImageConfigExt
-	if len(dockerConfig) > 0 {
-		if err := json.Unmarshal(dockerConfig, &ext); err != nil {
-			return nil, fmt.Errorf("cannot read the image's Docker configuration: %w", err)
-		}
-	}
+// Docker's rules. Neither argument is changed.
+func merge(want *container.Config, img dockerspec.DockerOCIImageConfig) (*container.Config, error) {
 	c := *want
 	if c.User == "" {
 		c.User = img.User
@@ -38,7 +25,7 @@ func merge(want *container.Config, img ocispec.ImageConfig, dockerConfig []byte)
 		c.StopSignal = img.StopSignal
 	}
 	if len(c.Shell) == 0 {
-		c.Shell = ext.Shell
+		c.Shell = img.Shell
 	}
 	c.Env = slices.Clone(c.Env)
 	for _, kv := range img.Env {
@@ -66,7 +53,7 @@ func merge(want *container.Config, img ocispec.ImageConfig, dockerConfig []byte)
 		c.Entrypoint = nil
 	}
 	if len(c.Entrypoint) == 0 && len(c.Cmd) == 0 {
-		return nil, fmt.Errorf("no command specified: the image has none, so give one: %w", errdefs.ErrInvalidArgument)
+		return nil, invalid("no command specified: the image has none, so give one")
 	}
 
 	c.Labels = maps.Clone(img.Labels)
@@ -89,12 +76,12 @@ func merge(want *container.Config, img ocispec.ImageConfig, dockerConfig []byte)
 		for s := range img.ExposedPorts {
 			p, err := network.ParsePort(s)
 			if err != nil {
-				return nil, fmt.Errorf("cannot use exposed port %q of the image: %w", s, errors.Join(err, errdefs.ErrInvalidArgument))
+				return nil, invalid("cannot use exposed port %q of the image: %w", s, err)
 			}
 			c.ExposedPorts[p] = struct{}{}
 		}
 	}
-	c.Healthcheck = mergeHealth(want.Healthcheck, ext.Healthcheck)
+	c.Healthcheck = mergeHealth(want.Healthcheck, img.Healthcheck)
 	return &c, checkConfig(&c)
 }
 
@@ -130,34 +117,31 @@ func mergeHealth(want, img *container.HealthConfig) *container.HealthConfig {
 
 // checkConfig refuses what could not be carried out, and cleans WorkingDir.
 func checkConfig(c *container.Config) error {
-	bad := func(format string, args ...any) error {
-		return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
-	}
 	if c.WorkingDir != "" {
 		if !path.IsAbs(c.WorkingDir) {
-			return bad("the working directory %q is invalid, it needs to be an absolute path", c.WorkingDir)
+			return invalid("the working directory %q is invalid, it needs to be an absolute path", c.WorkingDir)
 		}
 		c.WorkingDir = path.Clean(c.WorkingDir)
 	}
 	for _, kv := range c.Env {
 		if name, _, _ := strings.Cut(kv, "="); name == "" {
-			return bad("invalid environment variable: %s", kv)
+			return invalid("invalid environment variable: %s", kv)
 		}
 		if strings.ContainsRune(kv, 0) {
-			return bad("invalid environment variable: %q holds a zero byte", kv)
+			return invalid("invalid environment variable: %q holds a zero byte", kv)
 		}
 	}
 	for _, list := range [][]string{c.Entrypoint, c.Cmd} {
 		for _, a := range list {
 			if strings.ContainsRune(a, 0) {
-				return bad("invalid argument %q: it holds a zero byte", a)
+				return invalid("invalid argument %q: it holds a zero byte", a)
 			}
 		}
 	}
 	for name, value := range map[string]string{"hostname": c.Hostname, "domain name": c.Domainname} {
 		// The kernel holds 64 bytes; a slash would leave the file names that are made of it.
 		if len(value) > 64 || strings.ContainsAny(value, "/\x00 \t\n") {
-			return bad("invalid %s %q: at most 64 bytes, no slash, no white space", name, value)
+			return invalid("invalid %s %q: at most 64 bytes, no slash, no white space", name, value)
 		}
 	}
 	if c.StopSignal != "" {
@@ -168,15 +152,15 @@ func checkConfig(c *container.Config) error {
 	if h := c.Healthcheck; h != nil {
 		for name, d := range map[string]int64{"Interval": int64(h.Interval), "Timeout": int64(h.Timeout), "StartPeriod": int64(h.StartPeriod), "StartInterval": int64(h.StartInterval)} {
 			if d != 0 && d < int64(container.MinimumDuration) {
-				return bad("%s in Healthcheck cannot be less than %s", name, container.MinimumDuration)
+				return invalid("%s in Healthcheck cannot be less than %s", name, container.MinimumDuration)
 			}
 		}
 		if h.Retries < 0 {
-			return bad("Retries in Healthcheck cannot be negative")
+			return invalid("Retries in Healthcheck cannot be negative")
 		}
 	}
 	if c.NetworkDisabled {
-		return bad("NetworkDisabled is not supported: use --network none")
+		return invalid("NetworkDisabled is not supported: use --network none")
 	}
 	return nil
 }

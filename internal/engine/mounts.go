@@ -54,7 +54,10 @@ func (p *MountPlan) point(volumePath string) container.MountPoint {
 // VolumesFrom, then Binds and Mounts, then Tmpfs, then the image's volumes.
 // A later source takes the place of VolumesFrom; any other two mounts of one
 // target are refused. from gives the plan of another container.
-func planMounts(c *container.Config, h *container.HostConfig, from func(ref string) ([]MountPlan, error)) ([]MountPlan, error) {
+//
+// A VM keeps what it writes on a disk of its own, so the image's volumes are
+// left out there.
+func planMounts(c *container.Config, h *container.HostConfig, vm bool, from func(ref string) ([]MountPlan, error)) ([]MountPlan, error) {
 	byTarget := map[string]MountPlan{}
 	inherited := map[string]bool{}
 	for _, ref := range h.VolumesFrom {
@@ -114,6 +117,9 @@ func planMounts(c *container.Config, h *container.HostConfig, from func(ref stri
 		}
 	}
 	for target := range c.Volumes {
+		if vm {
+			break
+		}
 		p := MountPlan{Type: mount.TypeVolume, Target: target, Anonymous: true}
 		if err := checkTarget(&p); err != nil {
 			return nil, err
@@ -197,6 +203,9 @@ func parseBind(s string) (MountPlan, error) {
 				return p, invalid("invalid mode: %s: propagation is for bind mounts", p.Text)
 			}
 			p.Propagation, class = mount.Propagation(o), "propagation"
+			if err := checkPropagation(p.Propagation); err != nil {
+				return p, err
+			}
 		default:
 			return p, invalid("invalid mode: %s", p.Text)
 		}
@@ -206,6 +215,15 @@ func parseBind(s string) (MountPlan, error) {
 		seen[class] = true
 	}
 	return p, nil
+}
+
+// checkPropagation refuses what the engine's own mount namespace cannot give:
+// a mount made inside a container does not reach the host.
+func checkPropagation(p mount.Propagation) error {
+	if p == mount.PropagationShared || p == mount.PropagationRShared {
+		return invalid("cannot honour mount propagation %s: mounts of a container stay inside; use rslave or rprivate", p)
+	}
+	return nil
 }
 
 // planOf reads one --mount.
@@ -239,6 +257,9 @@ func planOf(m mount.Mount) (MountPlan, error) {
 			}
 			if o.ReadOnlyForceRecursive && !m.ReadOnly || o.ReadOnlyNonRecursive {
 				return bad("ReadOnlyNonRecursive is not supported; read-only mounts are recursively so")
+			}
+			if err := checkPropagation(o.Propagation); err != nil {
+				return p, err
 			}
 			p.Propagation, p.NonRecursive, p.MakeSource = o.Propagation, o.NonRecursive, o.CreateMountpoint
 		}

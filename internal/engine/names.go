@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"math/big"
 	"regexp"
-
-	"github.com/containerd/errdefs"
 )
 
 // validName is Docker's rule for the names of containers.
@@ -15,7 +13,7 @@ var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
 func checkName(name string) error {
 	if !validName.MatchString(name) {
-		return fmt.Errorf("invalid container name %q: use at least two of letters, digits, '_', '.', '-', the first a letter or digit: %w", name, errdefs.ErrInvalidArgument)
+		return invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"maps"
 	"slices"
 	"time"
 
@@ -70,8 +69,7 @@ func (r *record) snapshot(l *live) *Container {
 		Warnings: r.Warnings, UserNS: r.UserNS,
 		State: r.State, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt, ExitCode: r.ExitCode, OOMKilled: r.OOMKilled,
 		Error: r.Error, RestartCount: r.RestartCount, StoppedByUser: r.StoppedByUser,
-		Mounts:  l.points,
-		LogPath: l.logPath,
+		Mounts: l.points,
 	}
 	c.Path, c.Args = argv(r.Config)
 	if r.State.alive() {
@@ -79,9 +77,12 @@ func (r *record) snapshot(l *live) *Container {
 		c.Endpoint, c.Ports = l.endpoint, l.ports
 		c.ResolvConfPath, c.HostsPath, c.HostnamePath = l.resolv, l.hosts, l.hostname
 	}
-	if l.health != nil {
-		c.Health = l.health
+	c.Health, c.LogPath = l.health, l.logPath
+	for id, x := range l.execs {
+		if x.running {
+			c.ExecIDs = append(c.ExecIDs, id)
+		}
 	}
-	c.ExecIDs = slices.Sorted(maps.Keys(l.execs))
+	slices.Sort(c.ExecIDs)
 	return c
 }

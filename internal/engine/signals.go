@@ -1,11 +1,8 @@
 package engine
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
-
-	"github.com/containerd/errdefs"
 )
 
 // signals are Linux's on amd64 and arm64, without SIG.
@@ -17,7 +14,7 @@ var signals = map[string]int{
 
 // parseSignal reads "TERM", "SIGTERM", "15", "RTMIN+3", "RTMAX-1".
 func parseSignal(s string) (int, error) {
-	bad := fmt.Errorf("invalid signal: %s: %w", s, errdefs.ErrInvalidArgument)
+	bad := invalid("invalid signal: %s", s)
 	if n, err := strconv.Atoi(s); err == nil {
 		if n < 1 || n > 64 {
 			return 0, bad

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 
 	"proa/internal/isolation"
+	"proa/internal/shim"
 	"proa/internal/sys"
 )
 
@@ -203,25 +204,11 @@ func devicesOf(h *container.HostConfig) ([]isolation.Device, error) {
 	return out, nil
 }
 
-// files numbers descriptors for the shim as they are opened, and closes them
-// all once it has them.
-type files struct {
-	first int // number of the first one in the shim
-	list  []*os.File
-}
-
-func (f *files) add(file *os.File) isolation.File {
-	f.list = append(f.list, file)
-	return isolation.File(f.first + len(f.list) - 1)
-}
-
-func (f *files) next() isolation.File { return isolation.File(f.first + len(f.list)) }
-
-func (f *files) close() {
-	for _, file := range f.list {
-		file.Close()
-	}
-	f.list = nil
+// nextFile is the number that the next added file will have.
+func nextFile(f *shim.Files) isolation.File {
+	n := f.Add(os.Stdin)
+	*f = (*f)[:len(*f)-1]
+	return n
 }
 
 // tmpfsMount turns a plan into the driver's mount.

@@ -1,0 +1,253 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"proa/internal/event"
+	"proa/internal/image"
+	"proa/internal/isolation"
+	"proa/internal/isolation/vm/machine"
+	"proa/internal/network"
+	"proa/internal/shim"
+	"proa/internal/state"
+	"proa/internal/sys"
+	"proa/internal/volume"
+)
+
+// Config says where an engine works and with whom. All rooms are open already
+// and stay the caller's.
+type Config struct {
+	DataRoot string // containers/<id> below it: writable layers and logs
+	ExecRoot string // run/<id> below it: what lives as long as an instance
+	DB       *state.DB
+	Images   *image.Store
+	Volumes  *volume.Store
+	Network  *network.Manager
+	Shims    *shim.Starter
+	Machines *machine.Factory // nil: VMs are refused with NoMachines
+	Events   *event.Ring
+	Log      *slog.Logger
+
+	NoMachines   error          // why there are none
+	DefaultKind  isolation.Kind // "" is container
+	CgroupParent string         // "/proa" if empty
+	// UserNS is "" (on where it can be), "strict" (refuse what would need the
+	// host's) or "host" (off).
+	UserNS     string
+	SubidFiles []string // where the ids are recorded; nil is /etc/subuid and /etc/subgid
+	SubidOwner string   // the name in these files; "" is "proa"
+	SubidWidth uint32   // 0 is 65536
+	BootID     string   // "" asks the kernel; another one is another boot
+	Now        func() time.Time
+	After      func(time.Duration, func()) (stop func() bool) // nil is time.AfterFunc
+}
+
+// Engine holds all containers of one data root. Its methods can be called from
+// many goroutines. Readers never wait for a container.
+type Engine struct {
+	cfg    Config
+	ids    isolation.IDMap // of user namespaces; Size 0: off
+	userns *os.File        // one namespace with that map, for probing mounts; nil: off
+	bootID string
+	host   string // the host's name
+
+	life context.Context // ends with Close
+	stop context.CancelFunc
+	work sync.WaitGroup // goroutines that watch instances, restart them, or save records
+
+	mu     sync.RWMutex // guards the maps, never held across I/O; taken before a box's
+	byID   map[string]*box
+	byName map[string]string // name -> id, also of one that is being created
+	execs  map[string]string // exec id -> container id
+
+	saves *saver
+}
+
+// Open reads the records, finds what runs, cleans up what nobody owns, and
+// lets restart policies run.
+func Open(ctx context.Context, cfg Config) (*Engine, error) {
+	if cfg.CgroupParent == "" {
+		cfg.CgroupParent = "/proa"
+	}
+	if cfg.SubidFiles == nil {
+		cfg.SubidFiles = []string{"/etc/subuid", "/etc/subgid"}
+	}
+	if cfg.SubidOwner == "" {
+		cfg.SubidOwner = "proa"
+	}
+	if cfg.SubidWidth == 0 {
+		cfg.SubidWidth = 1 << 16
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.After == nil {
+		cfg.After = func(d time.Duration, f func()) func() bool { return time.AfterFunc(d, f).Stop }
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	e := &Engine{cfg: cfg, byID: map[string]*box{}, byName: map[string]string{}, execs: map[string]string{}, bootID: cfg.BootID}
+	if e.bootID == "" {
+		raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return nil, fmt.Errorf("cannot learn the boot id: %w", err)
+		}
+		e.bootID = strings.TrimSpace(string(raw))
+	}
+	e.host, _ = os.Hostname()
+	for _, d := range []string{e.containersDir(), e.runDir("")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("cannot make engine directory: %w", err)
+		}
+	}
+	if err := e.openUserNS(); err != nil {
+		return nil, err
+	}
+	e.life, e.stop = context.WithCancel(context.Background())
+	e.saves = newSaver(cfg.DB, cfg.Log)
+	e.work.Go(func() { e.saves.run(e.life) })
+	if err := e.reconcile(ctx); err != nil {
+		e.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// Close lets go of all containers, which go on running, and writes what is not
+// written yet.
+func (e *Engine) Close() error {
+	e.stop()
+	for _, b := range e.boxes() {
+		b.letGo()
+	}
+	e.work.Wait()
+	if e.userns != nil {
+		e.userns.Close()
+	}
+	return e.saves.flush()
+}
+
+// openUserNS claims the ids that containers have on the host, and a namespace
+// of them to probe mounts with.
+func (e *Engine) openUserNS() error {
+	switch e.cfg.UserNS {
+	case "host":
+		return nil
+	case "", "strict":
+	default:
+		return invalid("invalid userns option %q: use strict or host, or leave it out", e.cfg.UserNS)
+	}
+	ids, err := claimRange(e.cfg.SubidFiles, e.cfg.SubidOwner, e.cfg.SubidWidth)
+	if err != nil {
+		return err
+	}
+	ns, err := sys.MakeUserNS(ids.Host, ids.Size)
+	if err != nil {
+		if e.cfg.UserNS == "strict" {
+			return err
+		}
+		e.cfg.Log.Warn("containers run in the host's user namespace", "why", err)
+		return nil
+	}
+	e.ids, e.userns = ids, ns
+	return nil
+}
+
+// IDs is the range that containers of this engine have on the host; Size 0
+// where user namespaces are off.
+func (e *Engine) IDs() isolation.IDMap { return e.ids }
+
+func (e *Engine) containersDir() string     { return filepath.Join(e.cfg.DataRoot, "containers") }
+func (e *Engine) dir(id string) string      { return filepath.Join(e.containersDir(), id) }
+func (e *Engine) logPath(id string) string  { return filepath.Join(e.dir(id), id+"-json.log") }
+func (e *Engine) runDir(id string) string   { return filepath.Join(e.cfg.ExecRoot, "run", id) }
+func (e *Engine) upperDir(id string) string { return filepath.Join(e.dir(id), "rw") }
+
+// boxes are all containers, in no order.
+func (e *Engine) boxes() []*box {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	out := make([]*box, 0, len(e.byID))
+	for _, b := range e.byID {
+		out = append(out, b)
+	}
+	return out
+}
+
+// find looks a container up by id, by name, by unique prefix of the id, in
+// this order, as Docker does.
+func (e *Engine) find(ref string) (*box, error) {
+	ref = strings.TrimPrefix(ref, "/")
+	if ref == "" {
+		return nil, invalid("no container named: the name or id is empty")
+	}
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if b := e.byID[ref]; b != nil {
+		return b, nil
+	}
+	if b := e.byID[e.byName[ref]]; b != nil {
+		return b, nil
+	}
+	if strings.Trim(ref, "0123456789abcdef") != "" {
+		return nil, noSuch(ref)
+	}
+	var found *box
+	for id, b := range e.byID {
+		if !strings.HasPrefix(id, ref) {
+			continue
+		}
+		if found != nil {
+			return nil, invalid("multiple IDs found with provided prefix: %s", ref)
+		}
+		found = b
+	}
+	if found == nil {
+		return nil, noSuch(ref)
+	}
+	return found, nil
+}
+
+// Get finds a container by id, name or unique id prefix. errdefs.ErrNotFound
+// ("No such container: x"); an ambiguous prefix is ErrInvalidArgument.
+func (e *Engine) Get(ctx context.Context, ref string) (*Container, error) {
+	b, err := e.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	return b.snap.Load(), nil
+}
+
+// Running tells whether the container that holds a lease runs; the image room
+// asks before it takes an image away.
+func (e *Engine) Running(id string) bool {
+	e.mu.RLock()
+	b := e.byID[id]
+	e.mu.RUnlock()
+	return b != nil && b.snap.Load().State.alive()
+}
+
+// Count counts containers by state.
+func (e *Engine) Count() Counts {
+	var c Counts
+	for _, b := range e.boxes() {
+		c.Total++
+		switch b.snap.Load().State {
+		case Running, Restarting:
+			c.Running++
+		case Paused:
+			c.Paused++
+		default:
+			c.Stopped++
+		}
+	}
+	return c
+}

@@ -1,0 +1,60 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"proa/internal/isolation"
+)
+
+// refusal is an error for a person with a kind for the API; the kind's own
+// words are not added to the message.
+type refusal struct {
+	kind error
+	err  error
+}
+
+func (r *refusal) Error() string   { return r.err.Error() }
+func (r *refusal) Unwrap() []error { return []error{r.kind, r.err} }
+
+func refusef(kind error, format string, args ...any) error {
+	return &refusal{kind, fmt.Errorf(format, args...)}
+}
+
+func invalid(format string, args ...any) error {
+	return refusef(errdefs.ErrInvalidArgument, format, args...)
+}
+
+func conflict(format string, args ...any) error {
+	return refusef(errdefs.ErrConflict, format, args...)
+}
+
+// noSuch has Docker's words, which scripts look for.
+func noSuch(ref string) error {
+	return refusef(errdefs.ErrNotFound, "No such container: %s", ref)
+}
+
+func notRunning(c *Container) error {
+	return conflict("container %s is not running", c.ID)
+}
+
+// startFailure turns a driver's refusal to start into what Docker answers:
+// clients read the words "executable file not found", "no such file or
+// directory" and "permission denied" to choose the exit code (docker/cli
+// cli/command/container/run.go, toStatusError). The second value is the
+// container's exit code.
+func startFailure(err error) (error, int) {
+	var s *isolation.StartError
+	if !errors.As(err, &s) {
+		return fmt.Errorf("failed to start container: %w", err), 128
+	}
+	switch s.Kind {
+	case isolation.StartNotFound:
+		return refusef(errdefs.ErrInvalidArgument, "failed to start container: %w", err), 127
+	case isolation.StartNotAllowed:
+		return refusef(errdefs.ErrInvalidArgument, "failed to start container: %w", err), 126
+	}
+	return fmt.Errorf("failed to start container: %w", err), 128
+}

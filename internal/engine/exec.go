@@ -1,0 +1,278 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+
+	"proa/internal/isolation"
+	"proa/internal/shim"
+)
+
+// keptExecs is how many ended exec'd processes of a container are remembered.
+const keptExecs = 64
+
+// execution is one exec'd process. The box's mu guards what changes.
+type execution struct {
+	id      string
+	number  int // order of creation within the engine's life
+	req     container.ExecCreateRequest
+	started bool
+	running bool
+	code    *int
+	pid     int
+}
+
+// ExecCreate prepares one more process in a running container.
+func (e *Engine) ExecCreate(ctx context.Context, ref string, r container.ExecCreateRequest) (string, error) {
+	b, err := e.find(ref)
+	if err != nil {
+		return "", err
+	}
+	if len(r.Cmd) == 0 {
+		return "", invalid("No exec command specified")
+	}
+	if _, err := detachKeys(r.DetachKeys); err != nil {
+		return "", err
+	}
+	for _, kv := range r.Env {
+		if name, _, _ := strings.Cut(kv, "="); name == "" {
+			return "", invalid("invalid environment variable: %s", kv)
+		}
+	}
+	if r.WorkingDir != "" && r.WorkingDir[0] != '/' {
+		return "", invalid("the working directory %q is invalid, it needs to be an absolute path", r.WorkingDir)
+	}
+	if err := mayExec(b.snap.Load()); err != nil {
+		return "", err
+	}
+	x := &execution{id: newID(), req: r}
+	c := b.change(func(_ *record, l *live) {
+		l.execCount++
+		x.number = l.execCount
+		l.execs[x.id] = x
+		l.dropOldExecs()
+	})
+	e.mu.Lock()
+	e.execs[x.id] = b.id
+	e.mu.Unlock()
+	e.emit(c, events.Action(string(events.ActionExecCreate)+": "+strings.Join(r.Cmd, " ")), map[string]string{"execID": x.id})
+	return x.id, nil
+}
+
+func mayExec(c *Container) error {
+	switch c.State {
+	case Running:
+		return nil
+	case Paused:
+		return conflict("container %s is paused, unpause the container before exec", c.ID)
+	case Restarting:
+		return conflict("container %s is restarting, wait until the container is running", c.ID)
+	}
+	return notRunning(c)
+}
+
+// dropOldExecs forgets ended ones beyond the newest. The engine's map of ids
+// may keep a few; a look-up there ends at the box.
+func (l *live) dropOldExecs() {
+	for id, x := range l.execs {
+		if x.code != nil && !x.running && l.execCount-x.number > keptExecs {
+			delete(l.execs, id)
+		}
+	}
+}
+
+// dropExecs forgets the exec ids of a container that is gone.
+func (e *Engine) dropExecs(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for x, owner := range e.execs {
+		if owner == id {
+			delete(e.execs, x)
+		}
+	}
+}
+
+// findExec looks an exec'd process up by its full id.
+func (e *Engine) findExec(id string) (*box, *execution, error) {
+	e.mu.RLock()
+	b := e.byID[e.execs[id]]
+	e.mu.RUnlock()
+	if b != nil {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if x := b.live.execs[id]; x != nil {
+			return b, x, nil
+		}
+	}
+	return nil, nil, refusef(errdefs.ErrNotFound, "No such exec instance: %s", id)
+}
+
+// ExecStart starts it. Detached: the Attachment is nil. A process that cannot
+// be started gives an error that wraps *isolation.StartError, and its ExitCode
+// is 126 or 127; Docker writes that message into the hijacked stream.
+func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOptions) (*Attachment, error) {
+	b, x, err := e.findExec(execID)
+	if err != nil {
+		return nil, err
+	}
+	c := b.snap.Load()
+	if err := mayExec(c); err != nil {
+		return nil, err
+	}
+	sh, err := b.shim()
+	if err != nil {
+		return nil, err
+	}
+	p, err := e.execProcess(b, x.req, o)
+	if err != nil {
+		return nil, err
+	}
+	taken := false
+	b.change(func(_ *record, _ *live) {
+		if taken = x.started; !taken {
+			x.started, x.running = true, true
+		}
+	})
+	if taken {
+		return nil, conflict("exec command %s has already run", execID)
+	}
+	var streams shim.Streams
+	if !o.Detach {
+		streams = shim.Streams{Stdin: x.req.AttachStdin, Stdout: x.req.AttachStdout || x.req.Tty, Stderr: x.req.AttachStderr && !x.req.Tty}
+	}
+	p.Stdin = streams.Stdin
+	st, err := sh.Exec(context.WithoutCancel(ctx), x.id, p, streams)
+	if err != nil {
+		failure, code := startFailure(err)
+		var s *isolation.StartError
+		if !errors.As(err, &s) {
+			code = 126 // as Docker: it was there and could not be invoked
+		}
+		e.execEnded(b, x, code)
+		return nil, failure
+	}
+	b.change(func(_ *record, _ *live) { x.pid = st.Pid })
+	e.emit(c, events.Action(string(events.ActionExecStart)+": "+strings.Join(x.req.Cmd, " ")), map[string]string{"execID": x.id})
+	if o.Detach {
+		e.work.Go(func() {
+			e.awaitExec(b, x, sh)
+			st.Close()
+		})
+		return nil, nil
+	}
+	e.work.Go(func() { e.awaitExec(b, x, sh) })
+	keys, _ := detachKeys(x.req.DetachKeys)
+	a := &Attachment{
+		tty: x.req.Tty, streams: streams, closeStdin: true, got: make(chan struct{}),
+		ended: func(s *shim.Stream) {
+			if exit, ok := s.Exit(); ok {
+				e.execEnded(b, x, exit.Code)
+			}
+		},
+		detached: func() {
+			e.emit(b.snap.Load(), events.ActionExecDetach, map[string]string{"execID": x.id})
+		},
+	}
+	if x.req.Tty {
+		a.keys = keys
+		a.closeStdin = false
+	}
+	a.deliver(st.Stream, nil)
+	return a, nil
+}
+
+// awaitExec books the end of an exec'd process, also when its client has left.
+func (e *Engine) awaitExec(b *box, x *execution, sh *shim.Shim) {
+	exit, err := sh.ExecWait(e.life, x.id)
+	if e.life.Err() != nil {
+		return
+	}
+	if err != nil { // the container ended, and the process with it
+		exit.Code = 137
+	}
+	e.execEnded(b, x, exit.Code)
+}
+
+// execEnded books an exit code once.
+func (e *Engine) execEnded(b *box, x *execution, code int) {
+	first := false
+	c := b.change(func(_ *record, _ *live) {
+		if first = x.code == nil; first {
+			x.code, x.running = &code, false
+		}
+	})
+	if first {
+		e.emit(c, events.ActionExecDie, map[string]string{"execID": x.id, "exitCode": strconv.Itoa(code)})
+	}
+}
+
+// execProcess makes the process of an exec: as the main one, except for what
+// the request says.
+func (e *Engine) execProcess(b *box, r container.ExecCreateRequest, o ExecStartOptions) (*isolation.Process, error) {
+	var rec record
+	b.read(func(r *record, _ *live) { rec = *r })
+	spec, err := buildSpec(&rec, parts{hostname: e.host, ids: e.ids})
+	if err != nil {
+		return nil, err
+	}
+	p := spec.Process
+	p.Args, p.Terminal, p.Stdin = r.Cmd, r.Tty, r.AttachStdin
+	p.Rows, p.Cols = o.Rows, o.Cols
+	if r.ConsoleSize != nil && o.Rows == 0 && o.Cols == 0 {
+		p.Rows, p.Cols = uint16(r.ConsoleSize[0]), uint16(r.ConsoleSize[1])
+	}
+	base := *rec.Config
+	base.Tty = r.Tty
+	p.Env = overlayEnv(environ(&base, spec.Hostname), r.Env)
+	if r.WorkingDir != "" {
+		p.Cwd = cwd(r.WorkingDir)
+	}
+	if r.User != "" {
+		p.User = r.User
+	}
+	if p.Seccomp, err = seccompOf(rec.Host); err != nil {
+		return nil, err
+	}
+	if r.Privileged {
+		p.Capabilities, p.Seccomp = allCaps, nil
+	}
+	if rec.Kind == isolation.VM {
+		p.Seccomp = nil
+	}
+	return &p, nil
+}
+
+// ExecResize sets the size of an exec'd process's terminal.
+func (e *Engine) ExecResize(ctx context.Context, execID string, rows, cols uint16) error {
+	b, x, err := e.findExec(execID)
+	if err != nil {
+		return err
+	}
+	running := false
+	b.read(func(*record, *live) { running = x.running })
+	if !running {
+		return conflict("exec %s is not running", execID)
+	}
+	sh, err := b.shim()
+	if err != nil {
+		return err
+	}
+	return sh.ExecResize(ctx, x.id, rows, cols)
+}
+
+// ExecGet finds an exec'd process by its id.
+func (e *Engine) ExecGet(ctx context.Context, execID string) (*Exec, error) {
+	b, x, err := e.findExec(execID)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return &Exec{ID: x.id, ContainerID: b.id, Request: x.req, Running: x.running, ExitCode: x.code, Pid: x.pid}, nil
+}

@@ -1,0 +1,200 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+
+	"proa/internal/isolation"
+	"proa/internal/shim"
+)
+
+// Docker's defaults and bounds for health checks.
+const (
+	healthInterval      = 30 * time.Second
+	healthTimeout       = 30 * time.Second
+	healthStartInterval = 5 * time.Second
+	healthRetries       = 3
+	healthLogEntries    = 5
+	healthOutputBytes   = 4096
+)
+
+// healthCommand is what a check runs; nil for none.
+func healthCommand(c *container.Config) []string {
+	h := c.Healthcheck
+	if h == nil || len(h.Test) < 2 {
+		return nil
+	}
+	switch h.Test[0] {
+	case "CMD":
+		return h.Test[1:]
+	case "CMD-SHELL":
+		shell := c.Shell
+		if len(shell) == 0 {
+			shell = []string{"/bin/sh", "-c"}
+		}
+		return append(slices.Clone(shell), h.Test[1])
+	}
+	return nil // NONE
+}
+
+// watchHealth checks a container at intervals as long as its run lasts.
+func (e *Engine) watchHealth(b *box, r *run) {
+	c := b.snap.Load()
+	cmd := healthCommand(c.Config)
+	if cmd == nil {
+		b.change(func(_ *record, l *live) { l.health = nil })
+		return
+	}
+	b.change(func(_ *record, l *live) { l.health = &container.Health{Status: container.Starting} })
+	e.work.Go(func() {
+		ctx, cancel := context.WithCancel(e.life)
+		defer cancel()
+		go func() { // a check under way ends with the run
+			select {
+			case <-r.done:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		for ctx.Err() == nil {
+			t := time.NewTimer(e.healthPause(b))
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				t.Stop()
+				return
+			}
+			if b.snap.Load().State == Running {
+				e.checkHealth(ctx, b, cmd)
+			}
+		}
+	})
+}
+
+// healthPause is how long to wait before the next check.
+func (e *Engine) healthPause(b *box) time.Duration {
+	c := b.snap.Load()
+	h := c.Config.Healthcheck
+	if c.Health != nil && c.Health.Status == container.Starting && h.StartPeriod > 0 && e.cfg.Now().Sub(c.StartedAt) < h.StartPeriod {
+		return orDefault(h.StartInterval, healthStartInterval)
+	}
+	return orDefault(h.Interval, healthInterval)
+}
+
+func orDefault(d, def time.Duration) time.Duration {
+	if d == 0 {
+		return def
+	}
+	return d
+}
+
+// checkHealth runs one check and books its result.
+func (e *Engine) checkHealth(ctx context.Context, b *box, cmd []string) {
+	h := b.snap.Load().Config.Healthcheck
+	res := &container.HealthcheckResult{Start: e.cfg.Now()}
+	limit := orDefault(h.Timeout, healthTimeout)
+	res.ExitCode, res.Output = e.runCheck(ctx, b, cmd, limit)
+	res.End = e.cfg.Now()
+	if ctx.Err() != nil {
+		return
+	}
+	before := container.Starting
+	c := b.change(func(r *record, l *live) {
+		if l.health != nil {
+			before = l.health.Status
+		}
+		l.health = nextHealth(l.health, res, h, r.StartedAt)
+	})
+	if c.Health.Status != before {
+		e.emit(c, events.Action("health_status: "+string(c.Health.Status)), nil)
+	}
+}
+
+// nextHealth adds a result. Failures within the start period do not count.
+func nextHealth(old *container.Health, res *container.HealthcheckResult, h *container.HealthConfig, started time.Time) *container.Health {
+	n := container.Health{Status: container.Starting}
+	if old != nil {
+		n = *old
+	}
+	n.Log = append(slices.Clone(n.Log), res)
+	if len(n.Log) > healthLogEntries {
+		n.Log = n.Log[len(n.Log)-healthLogEntries:]
+	}
+	if res.ExitCode == 0 {
+		n.Status, n.FailingStreak = container.Healthy, 0
+		return &n
+	}
+	if n.Status == container.Starting && res.Start.Sub(started) < h.StartPeriod {
+		return &n
+	}
+	retries := h.Retries
+	if retries == 0 {
+		retries = healthRetries
+	}
+	if n.FailingStreak++; n.FailingStreak >= retries {
+		n.Status = container.Unhealthy
+	}
+	return &n
+}
+
+// runCheck executes the command inside and gives its exit code and the first
+// bytes of its output. One that takes too long is killed.
+func (e *Engine) runCheck(ctx context.Context, b *box, cmd []string, limit time.Duration) (int, string) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	sh, err := b.shim()
+	if err != nil {
+		return -1, err.Error()
+	}
+	p, err := e.execProcess(b, container.ExecCreateRequest{Cmd: cmd}, ExecStartOptions{})
+	if err != nil {
+		return -1, err.Error()
+	}
+	id := newID()
+	st, err := sh.Exec(ctx, id, p, shim.Streams{Stdout: true, Stderr: true})
+	if err != nil {
+		var s *isolation.StartError
+		if errors.As(err, &s) && s.Kind == isolation.StartNotFound {
+			return 127, err.Error()
+		}
+		return -1, err.Error()
+	}
+	defer st.Close()
+	stop := context.AfterFunc(ctx, func() { st.Close() })
+	out := &capped{}
+	err = st.Copy(out, out)
+	if !stop() || err != nil {
+		kill, done := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
+		defer done()
+		_ = sh.ExecSignal(kill, id, 9) // it may have ended just now
+		return -1, "Health check exceeded timeout (" + limit.String() + "): " + out.String()
+	}
+	exit, _ := st.Exit()
+	return exit.Code, out.String()
+}
+
+// capped keeps the first bytes that are written to it.
+type capped struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (c *capped) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.buf.Write(p[:min(len(p), healthOutputBytes-c.buf.Len())])
+	return len(p), nil
+}
+
+func (c *capped) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.buf.String()
+}

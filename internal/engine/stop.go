@@ -1,0 +1,334 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/events"
+)
+
+// killLimit is how long a killed instance may take to be gone before its shim
+// is killed as well.
+const killLimit = 10 * time.Second
+
+// Stop signals, waits, kills. One that does not run gives errdefs.ErrNotModified.
+func (e *Engine) Stop(ctx context.Context, ref string, o StopOptions) error {
+	b, err := e.find(ref)
+	if err != nil {
+		return err
+	}
+	stopped, err := e.stopRun(ctx, b, o, false)
+	if err != nil {
+		return err
+	}
+	if !stopped {
+		return refusef(errdefs.ErrNotModified, "container %s is not running", short(b.id))
+	}
+	e.emit(b.snap.Load(), events.ActionStop, nil)
+	return nil
+}
+
+// stopRun ends the run of b, if there is one, and tells whether there was. For
+// a restart by hand the policy and --rm keep out.
+func (e *Engine) stopRun(ctx context.Context, b *box, o StopOptions, restarting bool) (bool, error) {
+	c := b.snap.Load()
+	name := o.Signal
+	if name == "" {
+		name = c.Config.StopSignal
+	}
+	if name == "" {
+		name = "TERM"
+	}
+	sig, err := parseSignal(name)
+	if err != nil {
+		return false, err
+	}
+	if c.State == Restarting {
+		return true, e.giveUpRestart(ctx, b, restarting)
+	}
+	sh, err := b.shim()
+	if err != nil {
+		return false, nil
+	}
+	var r *run
+	b.change(func(rec *record, l *live) {
+		r = l.run
+		rec.StoppedByUser = true
+		l.stopping = l.stopping || restarting
+	})
+	if r == nil {
+		return false, nil
+	}
+	if err := e.saves.save(b); err != nil {
+		return false, err
+	}
+	wait := defaultStop * time.Second
+	switch {
+	case o.Timeout != nil:
+		wait = *o.Timeout
+	case c.Config.StopTimeout != nil:
+		wait = time.Duration(*c.Config.StopTimeout) * time.Second
+	}
+	e.emit(c, events.ActionKill, map[string]string{"signal": strconv.Itoa(sig)})
+	if err := sh.Signal(ctx, sig); err != nil && !gone(err) {
+		return false, fmt.Errorf("cannot stop container: %s: %w", b.id, err)
+	}
+	if c.State == Paused {
+		if err := sh.Resume(ctx); err != nil && !gone(err) {
+			return false, fmt.Errorf("cannot resume container %s to stop it: %w", b.id, err)
+		}
+	}
+	var limit <-chan time.Time
+	if wait >= 0 {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		limit = t.C
+	}
+	select {
+	case <-r.done:
+		return true, nil
+	case <-ctx.Done():
+		return false, fmt.Errorf("cannot wait for container %s to stop: %w", short(b.id), ctx.Err())
+	case <-limit:
+	}
+	return true, e.killRun(ctx, b)
+}
+
+// killRun ends the run of b the hard way and waits until it is in the books.
+func (e *Engine) killRun(ctx context.Context, b *box) error {
+	var r *run
+	b.read(func(_ *record, l *live) { r = l.run })
+	sh, err := b.shim()
+	if err != nil || r == nil {
+		return nil
+	}
+	paused := b.snap.Load().State == Paused
+	if err := sh.Signal(ctx, int(syscall.SIGKILL)); err != nil && !gone(err) {
+		e.cfg.Log.Warn("cannot kill a container by signal", "id", short(b.id), "err", err)
+	}
+	if paused {
+		if err := sh.Resume(ctx); err != nil && !gone(err) {
+			e.cfg.Log.Warn("cannot resume a killed container", "id", short(b.id), "err", err)
+		}
+	}
+	t := time.NewTimer(killLimit)
+	defer t.Stop()
+	for range 2 {
+		select {
+		case <-r.done:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("cannot wait for container %s to be killed: %w", short(b.id), ctx.Err())
+		case <-t.C:
+			e.cfg.Log.Warn("a killed container goes on; killing its shim", "id", short(b.id))
+			sh.Kill()
+			t.Reset(destroyLimit)
+		}
+	}
+	return refusef(errdefs.ErrUnavailable, "container %s does not end although it was killed", short(b.id))
+}
+
+// giveUpRestart ends the pause between two runs. For a restart by hand the
+// start follows.
+func (e *Engine) giveUpRestart(ctx context.Context, b *box, restarting bool) error {
+	if err := b.lock(ctx); err != nil {
+		return err
+	}
+	defer b.unlock()
+	if b.snap.Load().State != Restarting {
+		return nil
+	}
+	e.unplan(b)
+	b.change(func(r *record, l *live) {
+		r.State, r.StoppedByUser = Exited, true
+		l.tell(WaitResult{ExitCode: r.ExitCode}, false)
+	})
+	return e.saves.save(b)
+}
+
+// gone says that the process or its shim has ended already.
+func gone(err error) bool {
+	return errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) || errdefs.IsFailedPrecondition(err)
+}
+
+// Kill sends one signal ("KILL", "SIGTERM", "9"; "" is SIGKILL). One that does
+// not run gives errdefs.ErrConflict. After SIGKILL it waits for the end.
+func (e *Engine) Kill(ctx context.Context, ref, signal string) error {
+	b, err := e.find(ref)
+	if err != nil {
+		return err
+	}
+	if signal == "" {
+		signal = "KILL"
+	}
+	sig, err := parseSignal(signal)
+	if err != nil {
+		return err
+	}
+	c := b.snap.Load()
+	sh, err := b.shim()
+	if err != nil {
+		return conflict("cannot kill container: %s: container %s is not running", ref, b.id)
+	}
+	stop := c.Config.StopSignal
+	if stop == "" {
+		stop = "TERM"
+	}
+	if want, _ := parseSignal(stop); sig == int(syscall.SIGKILL) || sig == want {
+		b.change(func(r *record, _ *live) { r.StoppedByUser = true })
+		if err := e.saves.save(b); err != nil {
+			return err
+		}
+	}
+	e.emit(c, events.ActionKill, map[string]string{"signal": strconv.Itoa(sig)})
+	if sig == int(syscall.SIGKILL) {
+		return e.killRun(ctx, b)
+	}
+	err = sh.Signal(ctx, sig)
+	if gone(err) {
+		return conflict("cannot kill container: %s: container %s is not running", ref, b.id)
+	}
+	return err
+}
+
+// Restart stops it if it runs and starts it.
+func (e *Engine) Restart(ctx context.Context, ref string, o StopOptions) error {
+	b, err := e.find(ref)
+	if err != nil {
+		return err
+	}
+	if _, err := e.stopRun(ctx, b, o, true); err != nil {
+		return err
+	}
+	if err := b.lock(ctx); err != nil {
+		return err
+	}
+	defer b.unlock()
+	b.change(func(r *record, l *live) { r.RestartCount, l.backoff = 0, backoff{} })
+	err = e.start(ctx, b)
+	b.change(func(_ *record, l *live) { l.stopping = false })
+	if err != nil {
+		return err
+	}
+	e.emit(b.snap.Load(), events.ActionRestart, nil)
+	return nil
+}
+
+// Pause stops every process of a running container.
+func (e *Engine) Pause(ctx context.Context, ref string) error {
+	return e.freeze(ctx, ref, Running, Paused, events.ActionPause)
+}
+
+// Unpause lets a paused container go on.
+func (e *Engine) Unpause(ctx context.Context, ref string) error {
+	return e.freeze(ctx, ref, Paused, Running, events.ActionUnPause)
+}
+
+func (e *Engine) freeze(ctx context.Context, ref string, from, to State, action events.Action) error {
+	b, err := e.find(ref)
+	if err != nil {
+		return err
+	}
+	if err := b.lock(ctx); err != nil {
+		return err
+	}
+	defer b.unlock()
+	c := b.snap.Load()
+	switch {
+	case c.State == to && to == Paused:
+		return conflict("container %s is already paused", b.id)
+	case c.State != from && to == Paused:
+		return notRunning(c)
+	case c.State != from:
+		return conflict("container %s is not paused", b.id)
+	}
+	sh, err := b.shim()
+	if err != nil {
+		return err
+	}
+	if to == Paused {
+		err = sh.Pause(ctx)
+	} else {
+		err = sh.Resume(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if c, err = b.step(to, nil); err != nil {
+		return errors.Join(err, sh.Resume(ctx))
+	}
+	e.saves.later(b, nil)
+	e.emit(c, action, nil)
+	return nil
+}
+
+// Resize sets the size of the main process's terminal.
+func (e *Engine) Resize(ctx context.Context, ref string, rows, cols uint16) error {
+	b, err := e.find(ref)
+	if err != nil {
+		return err
+	}
+	sh, err := b.shim()
+	if err != nil {
+		return err
+	}
+	if err := sh.Resize(ctx, rows, cols); err != nil {
+		return err
+	}
+	e.emit(b.snap.Load(), events.ActionResize, map[string]string{"height": strconv.Itoa(int(rows)), "width": strconv.Itoa(int(cols))})
+	return nil
+}
+
+// Rename gives a container another name; a taken one is errdefs.ErrConflict.
+func (e *Engine) Rename(ctx context.Context, ref, name string) error {
+	b, err := e.find(ref)
+	if err != nil {
+		return err
+	}
+	if len(name) > 0 && name[0] == '/' {
+		name = name[1:]
+	}
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if err := b.lock(ctx); err != nil {
+		return err
+	}
+	defer b.unlock()
+	old := b.snap.Load()
+	if old.State == Removing || old.State == Dead {
+		return conflict("cannot rename container %s: it is being removed", short(b.id))
+	}
+	if old.Name == name {
+		return invalid("Renaming a container with the same name as its current name")
+	}
+	e.mu.Lock()
+	if owner, taken := e.byName[name]; taken {
+		e.mu.Unlock()
+		return nameTaken(name, owner)
+	}
+	e.byName[name] = b.id
+	e.mu.Unlock()
+	c := b.change(func(r *record, _ *live) { r.Name = name })
+	err = e.saves.save(b)
+	if err != nil {
+		c = b.change(func(r *record, _ *live) { r.Name = old.Name })
+	}
+	e.mu.Lock()
+	if err != nil {
+		delete(e.byName, name)
+	} else {
+		delete(e.byName, old.Name)
+	}
+	e.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("cannot rename container %s: %w", short(b.id), err)
+	}
+	e.emit(c, events.ActionRename, map[string]string{"oldName": "/" + old.Name})
+	return nil
+}

@@ -1,0 +1,86 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+
+	"proa/internal/sys"
+	"proa/internal/volume"
+)
+
+// makeVolumes makes the volumes of a container that do not exist, holds them
+// all, and shows its mounts. It is done after create and again at each start:
+// the record came first, so a crash in between leaves work and no orphan.
+func (e *Engine) makeVolumes(ctx context.Context, b *box) error {
+	var plans []MountPlan
+	b.read(func(r *record, _ *live) { plans = r.Mounts })
+	points := make([]container.MountPoint, 0, len(plans))
+	for _, m := range plans {
+		path := ""
+		if m.Type == mount.TypeVolume {
+			labels := m.Labels
+			if m.Anonymous {
+				labels = map[string]string{volume.AnonymousLabel: ""}
+			}
+			v, err := e.cfg.Volumes.Create(ctx, m.Volume, "", labels, m.DriverOpts)
+			if err != nil {
+				return err
+			}
+			if err := e.cfg.Volumes.Hold(ctx, nil, m.Volume, holder(b.id)); err != nil {
+				return err
+			}
+			path = v.Mountpoint
+		}
+		points = append(points, m.point(path))
+	}
+	b.change(func(_ *record, l *live) { l.points = points })
+	return nil
+}
+
+// openVolume opens a volume's directory, or what Subpath names in it, which
+// nothing in the volume can lead out of.
+func (e *Engine) openVolume(ctx context.Context, m MountPlan) (*os.File, string, error) {
+	v, err := e.cfg.Volumes.Get(ctx, m.Volume)
+	if err != nil {
+		return nil, "", err
+	}
+	f, err := sys.OpenPath(v.Mountpoint)
+	if err != nil || m.Subpath == "" {
+		return f, v.Mountpoint, err
+	}
+	defer f.Close()
+	sub, err := sys.OpenPathInRoot(f, m.Subpath)
+	if err != nil {
+		return nil, "", invalid("cannot access path %q in volume %q: %w", m.Subpath, m.Volume, err)
+	}
+	return sub, v.Mountpoint, nil
+}
+
+// dropVolumes gives all volumes of a container back, and removes its
+// anonymous ones if wanted and nobody else uses them.
+func (e *Engine) dropVolumes(ctx context.Context, rec *record, remove bool) error {
+	uses := false
+	for _, m := range rec.Mounts {
+		uses = uses || m.Type == mount.TypeVolume
+	}
+	if !uses {
+		return nil
+	}
+	if err := e.cfg.Volumes.Release(ctx, nil, holder(rec.ID)); err != nil {
+		return fmt.Errorf("cannot release volumes: %w", err)
+	}
+	if !remove {
+		return nil
+	}
+	for _, name := range anonymous(rec.Mounts) {
+		if err := e.cfg.Volumes.Remove(ctx, name, true); err != nil && !errdefs.IsConflict(err) {
+			return err
+		}
+	}
+	return nil
+}
