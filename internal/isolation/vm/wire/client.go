@@ -89,11 +89,11 @@ func (c *Client) hello(ctx context.Context, resume bool) (*Welcome, error) {
 	go c.read()
 	if resume {
 		if err := c.conn.flush(); err != nil {
-			return nil, c.fail("greet the guest agent", err)
+			return nil, c.broken("greet the guest agent")
 		}
 	}
 	if err := c.conn.SendMessage(Header{Epoch: epoch, Type: TypeHello}, Greeting{Version: Version, Epoch: epoch}); err != nil {
-		return nil, c.fail("greet the guest agent", err)
+		return nil, c.broken("greet the guest agent")
 	}
 	var r result
 	select {
@@ -223,6 +223,13 @@ func (c *Client) fail(what string, err error) error {
 		err = c.Err()
 	}
 	return fmt.Errorf("cannot %s: the connection to the guest agent has ended (%w): %w", what, err, errdefs.ErrUnavailable)
+}
+
+// broken is for a write that failed: the reader knows better why.
+func (c *Client) broken(what string) error {
+	c.conn.Close()
+	<-c.closed
+	return c.fail(what, nil)
 }
 
 // begin registers a request and returns its id.

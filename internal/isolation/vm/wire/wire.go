@@ -40,7 +40,7 @@
 // receiver hands the bytes on and returns the room with Credit. So the side
 // that reads never has to wait for a slow consumer, and one slow stream delays
 // no other stream and no request. Sending beyond the window is a violation: the
-// host drops the connection, the agent the stream.
+// host drops the connection, the agent the frame.
 //
 // # Life
 //
