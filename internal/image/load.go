@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -86,9 +87,7 @@ type ready struct {
 // errdefs.ErrInvalidArgument for any other damaged, truncated or foreign
 // archive, errdefs.ErrResourceExhausted for a full disk.
 func (s *Store) Load(ctx context.Context, r io.Reader, progress func(string)) (_ []string, err error) {
-	if progress == nil {
-		progress = func(string) {}
-	}
+	progress = oneAtATime(progress)
 	defer func() {
 		if err != nil {
 			err = s.explain(fmt.Errorf("cannot load image: %w", err))
@@ -138,6 +137,19 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(string)) (_
 		}
 	}
 	return out, nil
+}
+
+// oneAtATime makes fn, which may be nil, safe for many goroutines.
+func oneAtATime(fn func(string)) func(string) {
+	var mu sync.Mutex
+	return func(line string) {
+		if fn == nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		fn(line)
+	}
 }
 
 // resolveAll picks what this host can run. A candidate for another platform
