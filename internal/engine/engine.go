@@ -145,7 +145,7 @@ func (e *Engine) openUserNS() error {
 	default:
 		return invalid("invalid userns option %q: use strict or host, or leave it out", e.cfg.UserNS)
 	}
-	ids, err := claimRange(e.cfg.SubidFiles, e.cfg.SubidOwner, e.cfg.SubidWidth)
+	ids, err := ClaimRange(e.cfg.SubidFiles, e.cfg.SubidOwner, e.cfg.SubidWidth)
 	if err != nil {
 		return err
 	}

@@ -23,11 +23,11 @@ const (
 	lastID  = 0x7ffe0000 // systemd's foreign ids begin shortly after
 )
 
-// claimRange finds the ids that containers of this engine run as on the host:
+// ClaimRange finds the ids that containers of this engine run as on the host:
 // the range that owner has in the first of files, or a new one that meets no
 // range of any of them, recorded in all of them. Files are /etc/subuid and
 // /etc/subgid, or others with their syntax; a missing one is made.
-func claimRange(files []string, owner string, width uint32) (isolation.IDMap, error) {
+func ClaimRange(files []string, owner string, width uint32) (isolation.IDMap, error) {
 	if width < 1 || width > 1<<28 {
 		return isolation.IDMap{}, invalid("cannot use a user namespace of %d ids", width)
 	}
