@@ -140,3 +140,12 @@ func DropCache(f *os.File) error {
 	}
 	return nil
 }
+
+// StartWriteback begins to write the dirty pages of a part of a file to the
+// disk and does not wait for it, so that a later sync has less to wait for.
+func StartWriteback(f *os.File, off, n int64) error {
+	if err := unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE); err != nil {
+		return fmt.Errorf("cannot start writing %q to the disk: %w", f.Name(), err)
+	}
+	return nil
+}

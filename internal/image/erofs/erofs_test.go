@@ -219,12 +219,17 @@ func TestWriteRefuses(t *testing.T) {
 
 func FuzzImage(f *testing.F) {
 	root, devices := sample()
-	delete(root.Children, "big")
+	for _, name := range []string{"big", "sizes", "xattrs"} { // small inputs are mutated faster
+		delete(root.Children, name)
+	}
+	root.Children["x"] = &Inode{Mode: TypeFifo, Xattrs: []Xattr{{"user.a", "value"}}}
 	var b bytes.Buffer
 	if err := Write(&b, root, devices); err != nil {
 		f.Fatal(err)
 	}
-	f.Add(b.Bytes(), 5000, byte(7))
+	for at := BlockSize; at < b.Len(); at += 61 {
+		f.Add(b.Bytes(), at, byte(at))
+	}
 	f.Fuzz(func(t *testing.T, image []byte, at int, with byte) {
 		image = bytes.Clone(image)
 		if at >= 0 && at < len(image) {

@@ -92,7 +92,7 @@ func writeLayer(ctx context.Context, stream io.Reader, dir string, limits Limits
 		return nil, err
 	}
 	defer f.Close()
-	w := &writer{limits: limits, root: newDir(), data: bufio.NewWriterSize(f, 1<<20), count: 1, chunk: make([]byte, maxChunk)}
+	w := &writer{limits: limits, root: newDir(), data: bufio.NewWriterSize(&writeback{f: f}, 1<<20), count: 1, chunk: make([]byte, maxChunk)}
 	if err := w.stream(src); err != nil {
 		return nil, src.explain(err)
 	}
@@ -152,6 +152,23 @@ func publish(l *Layer, tmp string) (*Layer, error) {
 		}
 	}
 	return l, syncDir(filepath.Dir(l.Dir))
+}
+
+// writeback is a file whose pages are sent to the disk while more is written.
+type writeback struct {
+	f          *os.File
+	sent, done int64
+}
+
+func (w *writeback) Write(b []byte) (int, error) {
+	n, err := w.f.Write(b)
+	w.done += int64(n)
+	if err == nil && w.done-w.sent >= 8<<20 {
+		// Only a head start for the sync at the end, which sees every error.
+		_ = sys.StartWriteback(w.f, w.sent, w.done-w.sent)
+		w.sent = w.done
+	}
+	return n, err
 }
 
 func writeSynced(path string, b []byte) error {
