@@ -1,10 +1,13 @@
 package sys
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -40,7 +43,7 @@ type Program struct {
 	steps []string
 	err   error // the first thing that did not fit
 
-	refork        int    // index of the opFork; -1: none
+	refork        int    // index of an opFork that is still to come; -1: none
 	await, report [2]int // pipes, read end first; -1 when closed
 }
 
@@ -87,6 +90,10 @@ type programHead struct {
 	byte   uint64
 	status uint64 // scratch for wait4 of the reaper
 	sigs   uint64 // signal set of the reaper
+	forked uint64 // pid of opFork's clone
+	argv   uint64 // where the command line that /proc shows lies, and how long it is
+	argvN  uint64
+	name   [16]byte // of the reaper
 }
 
 type op struct {
@@ -279,18 +286,43 @@ func (p *Program) Report() { p.add(opReport, 0, "report to the parent", unix.SYS
 
 // Refork adds a clone after which only the clone goes on and the process that
 // made it exits. Flags is a set of CLONE_NEW flags. The clone is a child of the
-// program's parent and takes the place of the first one in Child. There can be
-// one of these in a program.
+// program's parent and takes the place of the first one in Child, for which the
+// parent calls WaitRefork; a Report is part of this step. There can be one of
+// these in a program.
 func (p *Program) Refork(step string, flags uintptr) {
 	r := p.add(opFork, 0, step, unix.SYS_CLONE, []Arg{Int(flags | unix.CLONE_PARENT | unix.CLONE_FILES)})
 	p.refork = int(r)
+	p.Report()
 }
 
 // Reaper adds a clone after which the clone goes on, and the process that made
 // it closes everything, stays as a reaper of orphans and a forwarder of signals
-// and exits as the clone does: an init for a PID namespace.
-func (p *Program) Reaper() {
+// and exits as the clone does: an init for a PID namespace. name, of up to 15
+// bytes, is what process lists show of it. It is a copy of the calling program,
+// which NotDumpable (see Clone) keeps from being read or followed.
+func (p *Program) Reaper(name string) {
+	copy(p.head.name[:15], name)
+	p.head.argv, p.head.argvN = commandLine()
 	p.add(opInit, 0, "start the init process", unix.SYS_CLONE, []Arg{Int(int(unix.SIGCHLD))})
+}
+
+// commandLine finds where the kernel takes the process's command line from:
+// fields 48 and 49 of proc(5)'s stat. 0 where it does not say.
+func commandLine() (start, size uint64) {
+	b, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		return 0, 0
+	}
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 47 {
+		return 0, 0
+	}
+	start, _ = strconv.ParseUint(f[48-3], 10, 64)
+	end, _ := strconv.ParseUint(f[49-3], 10, 64)
+	if start == 0 || end <= start {
+		return 0, 0
+	}
+	return start, end - start
 }
 
 // Value is the result of a call that the child has come past; err is its errno.
@@ -344,10 +376,10 @@ func interpret(h *programHead, ops *op) {
 		case opFork, opInit:
 			r, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, uintptr(o.args[0]), 0, 0, 0, 0, 0)
 			if errno == 0 && r != 0 {
-				o.result = int64(r)
 				if o.kind == opInit {
 					reap(h, r)
 				}
+				h.forked = uint64(r) // not the result, which the clone writes as well
 				exitRaw(0)
 			}
 		default:
@@ -392,6 +424,14 @@ func interpret(h *programHead, ops *op) {
 func reap(h *programHead, main uintptr) {
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&h.sigs)), 0, 8, 0, 0)
 	syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, 0, ^uintptr(0)&0xffffffff, 0, 0, 0, 0)
+	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(&h.name)), 0, 0, 0, 0)
+	for i := uintptr(0); i < uintptr(h.argvN); i++ {
+		b := byte(0)
+		if i < 15 && i+1 < uintptr(h.argvN) {
+			b = *(*byte)(unsafe.Add(unsafe.Pointer(&h.name), i))
+		}
+		*(*byte)(unsafe.Add(*(*unsafe.Pointer)(unsafe.Pointer(&h.argv)), i)) = b
+	}
 	for {
 		pid, _, errno := syscall.RawSyscall6(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&h.status)), unix.WNOHANG, 0, 0, 0)
 		if errno == syscall.ECHILD {
@@ -581,6 +621,23 @@ func (c *Child) WaitReport() error {
 	return nil
 }
 
+// WaitRefork waits until the clone of Refork has taken the child's place.
+func (c *Child) WaitRefork() error {
+	if err := c.WaitReport(); err != nil {
+		return err
+	}
+	if c.program.refork < 0 {
+		return nil // the first one's end was seen before the report
+	}
+	if err := PidfdWait(c.Pidfd); err != nil {
+		return fmt.Errorf("cannot wait for a process: %w", err)
+	}
+	if adopted, err := c.adopt(); err != nil || !adopted {
+		return errors.Join(c.failure(), err)
+	}
+	return nil
+}
+
 // WaitExec waits until the child's table of descriptors is its own (the Report
 // of DetachFiles) and it has executed. A child that failed gives a *ProgramError.
 func (c *Child) WaitExec() error {
@@ -642,10 +699,10 @@ func (c *Child) poll() (done bool, err error) {
 // child.
 func (c *Child) adopt() (bool, error) {
 	p := c.program
-	if p.refork < 0 || p.head.failed != 0 || p.ops[p.refork].result <= 0 {
+	if p.refork < 0 || p.head.failed != 0 || p.head.forked == 0 {
 		return false, nil
 	}
-	pid := int(p.ops[p.refork].result)
+	pid := int(p.head.forked)
 	p.refork = -1
 	if _, _, err := PidfdReap(c.Pidfd); err != nil {
 		return false, err

@@ -102,11 +102,11 @@ func TestProgram(t *testing.T) {
 	})
 	t.Run("reaper", func(t *testing.T) {
 		// The grandchild is orphaned; the reaper ends with the code of main.
-		_, code, err := run(t, []string{"/bin/sh", "-c", "exit 9"}, "", func(p *sys.Program) { p.Reaper() })
+		_, code, err := run(t, []string{"/bin/sh", "-c", "exit 9"}, "", func(p *sys.Program) { p.Reaper("reaper") })
 		if err != nil || code != 9 {
 			t.Fatalf("%d %v", code, err)
 		}
-		_, code, err = run(t, []string{"/bin/sh", "-c", "kill -9 $$"}, "", func(p *sys.Program) { p.Reaper() })
+		_, code, err = run(t, []string{"/bin/sh", "-c", "kill -9 $$"}, "", func(p *sys.Program) { p.Reaper("reaper") })
 		if err != nil || code != 137 {
 			t.Fatalf("%d %v", code, err)
 		}

@@ -69,8 +69,12 @@ func WritableLayer(path string, lower *os.File) (*os.File, error) {
 	case err != unix.EEXIST:
 		return fail(err)
 	default:
-		for _, name := range []string{"work/work/incompat/volatile", "work/work/incompat"} {
-			if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); err != nil && err != unix.ENOENT && err != unix.ENOTDIR {
+		const mark = "work/work/incompat"
+		for _, e := range []struct {
+			name  string
+			flags int
+		}{{mark + "/volatile/dirty", 0}, {mark + "/volatile", unix.AT_REMOVEDIR}, {mark, unix.AT_REMOVEDIR}} {
+			if err := unix.Unlinkat(dir, e.name, e.flags); err != nil && err != unix.ENOENT {
 				return fail(err)
 			}
 		}
@@ -108,7 +112,7 @@ func Overlay(lower, layer *os.File, attr int, volatile bool) (*os.File, error) {
 	}
 	defer work.Close()
 	// index and its file handles are of no use to one mount of one upper.
-	rest := []FSConfig{{Key: "index", Value: "off"}}
+	rest := []FSConfig{{Key: "index", Value: "off"}, {Key: "source", Value: "overlay"}}
 	if volatile {
 		rest = append(rest, FSConfig{Key: "volatile", Flag: true})
 	}

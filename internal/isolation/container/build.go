@@ -65,7 +65,7 @@ func (c *instance) build(p *sys.Program) made {
 	if ns.Join["user"] != 0 {
 		// What is made now belongs to the user namespace that was entered.
 		p.Unshare("make namespaces", c.newNamespaces()&^syscall.CLONE_NEWPID)
-		if ns.PID && ns.Join["pid"] == 0 {
+		if c.reforks() {
 			p.Refork("make a PID namespace", syscall.CLONE_NEWPID)
 		}
 	}
@@ -112,6 +112,13 @@ func (c *instance) build(p *sys.Program) made {
 	p.Report()
 	p.Await() // Start
 	return m
+}
+
+// reforks says whether the first child only goes ahead to enter the joined user
+// namespace: a PID namespace that belongs to it needs one more clone.
+func (c *instance) reforks() bool {
+	ns := &c.spec.Namespaces
+	return ns.Join["user"] != 0 && ns.PID && ns.Join["pid"] == 0
 }
 
 const cloneNewCgroup = 0x02000000 // CLONE_NEWCGROUP, linux/sched.h

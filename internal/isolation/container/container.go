@@ -101,6 +101,12 @@ func (d *Driver) Create(ctx context.Context, spec *isolation.Spec) (_ isolation.
 		<-group
 		return nil, err
 	}
+	if c.reforks() {
+		if err := c.child.WaitRefork(); err != nil {
+			<-group
+			return nil, startError(err)
+		}
+	}
 	go func() {
 		err := <-group
 		if err == nil {

@@ -120,7 +120,7 @@ func (c *instance) makeRoot(image, layer, userns *os.File) (*os.File, error) {
 // device nodes work, with the container's root as the owner. So nothing of the
 // host's /dev is mounted, and a node is what it seems to be (CVE-2025-31133).
 func (c *instance) makeDev() (dev *os.File, err error) {
-	dev, err = sys.NewFS("tmpfs", sys.MountNosuid|sys.MountNoexec,
+	dev, err = sys.NewFS("tmpfs", sys.MountNosuid, sys.FSConfig{Key: "source", Value: "tmpfs"},
 		sys.FSConfig{Key: "mode", Value: "755"}, sys.FSConfig{Key: "size", Value: "65536k"},
 		sys.FSConfig{Key: "uid", Value: fmt.Sprint(c.hostUID(0))}, sys.FSConfig{Key: "gid", Value: fmt.Sprint(c.hostGID(0))})
 	if err != nil {
@@ -368,7 +368,7 @@ func (c *instance) attachWanted(sources []source, m made) error {
 		if err != nil {
 			return fmt.Errorf("cannot mount %q: %w", b.Origin, err)
 		}
-		err = c.attachOne(b, src.mount, at)
+		err = c.attachOne(b, src, at)
 		_ = at.Close()
 		if err != nil {
 			return err
@@ -377,7 +377,7 @@ func (c *instance) attachWanted(sources []source, m made) error {
 	return nil
 }
 
-func (c *instance) attachOne(b *isolation.Mount, mount, at *os.File) error {
+func (c *instance) attachOne(b *isolation.Mount, src source, at *os.File) error {
 	inProc, err := sys.IsProc(at)
 	if err != nil {
 		return err
@@ -385,10 +385,14 @@ func (c *instance) attachOne(b *isolation.Mount, mount, at *os.File) error {
 	if inProc && !procTargets[path.Clean(b.Target)] {
 		return fmt.Errorf("cannot mount %q at %q: it lies in /proc: %w", b.Origin, b.Target, errdefs.ErrInvalidArgument)
 	}
-	if err := sys.AttachAt(mount, at); err != nil {
-		if errors.Is(err, syscall.ENOTDIR) {
-			return fmt.Errorf("cannot mount %q at %q: one is a directory and the other a file: %w", b.Origin, b.Target, errdefs.ErrInvalidArgument)
-		}
+	dir, err := sys.IsDir(at)
+	if err != nil {
+		return err
+	}
+	if dir != src.dir {
+		return fmt.Errorf("cannot mount %q at %q: one is a directory and the other is not: %w", b.Origin, b.Target, errdefs.ErrInvalidArgument)
+	}
+	if err := sys.AttachAt(src.mount, at); err != nil {
 		return fmt.Errorf("cannot mount %q at %q: %w", b.Origin, b.Target, err)
 	}
 	return nil

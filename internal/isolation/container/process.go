@@ -22,7 +22,7 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 func (c *instance) finish(p *sys.Program, s *isolation.Process, user who, io *streams, reaper bool) {
 	p.DetachFiles(sys.FD(io.theirs[0]), sys.FD(io.theirs[1]), sys.FD(io.theirs[2]))
 	if reaper {
-		p.Reaper()
+		p.Reaper("proa-init")
 		p.DieWithParent() // of the reaper
 	}
 	p.NewSession()
