@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -34,6 +35,8 @@ type Instance struct {
 	welcome *wire.Welcome
 	pid     int
 	pidfd   *os.File
+
+	frozen atomic.Bool
 
 	// Written before ended is closed, read afterwards.
 	death string // how QEMU ended
@@ -72,13 +75,17 @@ func (i *Instance) Exec(ctx context.Context, p *isolation.Process, stdio isolati
 }
 
 // Pause stops the virtual processors by freezing QEMU.
-func (i *Instance) Pause(context.Context) error { return i.group.Freeze() }
+func (i *Instance) Pause(context.Context) error {
+	i.frozen.Store(true)
+	return i.group.Freeze()
+}
 
 // Resume lets them go on and puts the guest's clock right.
 func (i *Instance) Resume(ctx context.Context) error {
 	if err := i.group.Thaw(); err != nil {
 		return err
 	}
+	i.frozen.Store(false)
 	ctx, cancel := context.WithTimeout(ctx, statsLimit)
 	defer cancel()
 	_ = i.client.SetTime(ctx, time.Now()) // a guest too busy to answer keeps its own idea of time
@@ -213,6 +220,10 @@ func (r *running) Signal(ctx context.Context, sig int) error {
 	if !r.main || syscall.Signal(sig) != syscall.SIGKILL {
 		return r.Running.Signal(ctx, sig)
 	}
+	if r.machine.frozen.Load() {
+		r.machine.kill()
+		return nil
+	}
 	limited, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
 	err := r.Running.Signal(limited, sig)
@@ -266,3 +277,6 @@ func (r *running) Wait(ctx context.Context) (isolation.Exit, error) {
 	}
 	return exit, nil
 }
+
+// Console is the end of what the VMM and the guest's kernel printed.
+func (i *Instance) Console() string { return i.console.Last(100) }
