@@ -103,6 +103,8 @@ func (a *app) root() *cobra.Command {
 	root.SetErr(a.err)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().StringVarP(&a.hostFlag, "host", "H", "", "engine to talk to (default $PROA_HOST, then "+DefaultHost+")")
+	// Without this cobra takes -h, which is --hostname of a run.
+	root.PersistentFlags().Bool("help", false, "show what a command takes")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &exitError{125, fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
 	})

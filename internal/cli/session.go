@@ -147,7 +147,9 @@ func (d *detachReader) Read(p []byte) (int, error) {
 	}
 	n := copy(p, d.keys[:d.held])
 	d.held = 0
-	if n < len(p) {
+	if one[0] == d.keys[0] {
+		d.held = 1
+	} else if n < len(p) {
 		p[n] = one[0]
 		n++
 	}
