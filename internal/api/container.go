@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"proa/internal/engine"
+	"proa/internal/isolation"
 )
 
 var noDeadline time.Time
@@ -287,7 +289,9 @@ func (s *Server) carry(c *call, at *engine.Attachment, stdin bool) error {
 	if !at.TTY() {
 		stdout, stderr = multiplex(conn)
 	}
-	err = at.Run(c.Context(), in, stdout, stderr)
+	// net/http ends a request's context when it reads the end of the client's
+	// input, which here only means that nothing more is typed.
+	err = at.Run(context.WithoutCancel(c.Context()), in, stdout, stderr)
 	conn.CloseWrite()
 	if errors.Is(err, io.ErrClosedPipe) || c.Context().Err() != nil {
 		return nil
@@ -457,6 +461,10 @@ func (s *Server) execStart(c *call) error {
 	}
 	id := c.PathValue("id")
 	at, err := s.Engine.ExecStart(c.Context(), id, o)
+	var refused *isolation.StartError
+	if errors.As(err, &refused) && !r.Detach {
+		return s.execRefused(c, id, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -470,6 +478,26 @@ func (s *Server) execStart(c *call) error {
 		return errors.Join(err, at.Close())
 	}
 	return s.carry(c, at, ex.Request.AttachStdin)
+}
+
+// execRefused tells in the stream why a process could not be started, where
+// clients look for it; its exit code is in inspect.
+func (s *Server) execRefused(c *call, id string, why error) error {
+	ex, err := s.Engine.ExecGet(c.Context(), id)
+	if err != nil {
+		return err
+	}
+	conn, err := c.hijack(c.streamType(ex.Request.Tty))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	var w io.Writer = conn
+	if !ex.Request.Tty {
+		_, w = multiplex(conn)
+	}
+	_, err = io.WriteString(w, why.Error()+"\r\n")
+	return err
 }
 
 func (s *Server) execResize(c *call) error {

@@ -166,7 +166,7 @@ func (e *Engine) Wait(ctx context.Context, ref string, cond container.WaitCondit
 	defer b.mu.Unlock()
 	s := b.rec.State
 	if b.gone || !w.removed && cond != container.WaitConditionNextExit && !s.alive() && s != Restarting {
-		w.ch <- WaitResult{ExitCode: b.rec.ExitCode, Error: b.rec.Error}
+		w.ch <- WaitResult{ExitCode: b.rec.ExitCode}
 		close(w.ch)
 		return w.ch, nil
 	}

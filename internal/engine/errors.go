@@ -44,17 +44,17 @@ func notRunning(c *Container) error {
 // clients read the words "executable file not found", "no such file or
 // directory" and "permission denied" to choose the exit code (docker/cli
 // cli/command/container/run.go, toStatusError). The second value is the
-// container's exit code.
-func startFailure(err error) (error, int) {
+// process's exit code.
+func startFailure(what string, err error) (error, int) {
 	var s *isolation.StartError
 	if !errors.As(err, &s) {
-		return fmt.Errorf("failed to start container: %w", err), 128
+		return fmt.Errorf("%s: %w", what, err), 128
 	}
 	switch s.Kind {
 	case isolation.StartNotFound:
-		return refusef(errdefs.ErrInvalidArgument, "failed to start container: %w", err), 127
+		return refusef(errdefs.ErrInvalidArgument, "%s: %w", what, err), 127
 	case isolation.StartNotAllowed:
-		return refusef(errdefs.ErrInvalidArgument, "failed to start container: %w", err), 126
+		return refusef(errdefs.ErrInvalidArgument, "%s: %w", what, err), 126
 	}
-	return fmt.Errorf("failed to start container: %w", err), 128
+	return fmt.Errorf("%s: %w", what, err), 128
 }

@@ -149,7 +149,7 @@ func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOption
 	p.Stdin = streams.Stdin
 	st, err := sh.Exec(context.WithoutCancel(ctx), x.id, p, streams)
 	if err != nil {
-		failure, code := startFailure(err)
+		failure, code := startFailure("failed to exec in container", err)
 		var s *isolation.StartError
 		if !errors.As(err, &s) {
 			code = 126 // as Docker: it was there and could not be invoked

@@ -135,7 +135,7 @@ func (e *Engine) erase(ctx context.Context, b *box, volumes bool) (err error) {
 	e.mu.Unlock()
 	e.dropExecs(b.id)
 	c := b.change(func(r *record, l *live) {
-		l.tell(WaitResult{ExitCode: r.ExitCode, Error: r.Error}, true)
+		l.tell(WaitResult{ExitCode: r.ExitCode}, true)
 	})
 	e.refuseAttached(b)
 	e.emit(c, events.ActionDestroy, nil)

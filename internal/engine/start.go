@@ -67,13 +67,13 @@ func (e *Engine) start(ctx context.Context, b *box) error {
 		e.began(b, sh, pid)
 		return nil
 	}
-	failure, code := startFailure(err)
+	failure, code := startFailure("failed to start container", err)
 	b.change(func(r *record, l *live) {
 		r.ExitCode, r.Error = code, failure.Error()
 		if r.State == Restarting {
 			r.State = Exited
 		}
-		l.tell(WaitResult{ExitCode: code, Error: failure.Error()}, false)
+		l.tell(WaitResult{ExitCode: code}, false) // why is told to who started it
 	})
 	c := b.snap.Load()
 	if c.Host.AutoRemove {
