@@ -3,7 +3,6 @@ package cgroup
 import (
 	"encoding/binary"
 	"fmt"
-	"runtime"
 	"strings"
 	"unsafe"
 
@@ -159,21 +158,19 @@ func deviceProgram(rules []rule) []byte {
 // in the version 2 tree (Linux 4.15). The kernel drops it with the directory.
 func (g *Group) attachDeviceProgram(code []byte) error {
 	licence := []byte("Apache\x00")
-	load := struct { // union bpf_attr, BPF_PROG_LOAD
+	load := struct { // union bpf_attr, BPF_PROG_LOAD; pointers are 64 bits on every machine that Proa runs on
 		progType, insnCount uint32
-		insns, licence      uint64
+		insns, licence      unsafe.Pointer
 		logLevel, logSize   uint32
-		logBuf              uint64
+		logBuf              unsafe.Pointer
 		kernVersion, flags  uint32
 	}{
 		progType:  unix.BPF_PROG_TYPE_CGROUP_DEVICE,
 		insnCount: uint32(len(code) / 8),
-		insns:     uint64(uintptr(unsafe.Pointer(&code[0]))),
-		licence:   uint64(uintptr(unsafe.Pointer(&licence[0]))),
+		insns:     unsafe.Pointer(&code[0]),
+		licence:   unsafe.Pointer(&licence[0]),
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
-	runtime.KeepAlive(code)
-	runtime.KeepAlive(licence)
 	if errno != 0 {
 		return fmt.Errorf("cannot load the device program: %w", errno)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -59,15 +60,14 @@ func Open(path string) (*Group, error) {
 }
 
 // Create is the function Create for this layout.
-func (h *Host) Create(path string, r *isolation.Resources, devices ...isolation.Device) (g *Group, warnings []string, err error) {
+func (h *Host) Create(path string, r *isolation.Resources, devices ...isolation.Device) (_ *Group, warnings []string, err error) {
 	if path, err = cleanPath(path); err != nil {
 		return nil, nil, err
 	}
-	g = &Group{host: h, path: path}
+	g := &Group{host: h, path: path}
 	defer func() {
 		if err != nil {
 			_ = g.Delete()
-			g = nil
 		}
 	}()
 	if h.Unified != "" {
@@ -127,11 +127,12 @@ func cleanPath(p string) (string, error) {
 	return c, nil
 }
 
-// wanted lists the version 1 controllers that a group with these limits needs.
+// Wanted lists the version 1 controllers that a group with these limits gets a
+// directory for; none on V2. In the hierarchies of the others its processes
+// stay where they were, so whoever shows hierarchies inside shows these only.
 // Each costs a directory to make, join and remove, so the others stay away:
 // Update brings them when they are asked for.
-func (g *Group) wanted(r *isolation.Resources) []string {
-	h := g.host
+func (h *Host) Wanted(r *isolation.Resources) []string {
 	if h.Mode == V2 {
 		return nil
 	}
@@ -145,10 +146,16 @@ func (g *Group) wanted(r *isolation.Resources) []string {
 	if r.CpusetCpus != "" || r.CpusetMems != "" {
 		want = append(want, "cpuset")
 	}
-	if g.unified == nil {
+	if h.Unified == "" {
 		want = append(want, "cpuacct") // the version 2 tree counts CPU time without any controller
 	}
-	if !g.freeze {
+	return slices.DeleteFunc(want, func(c string) bool { return h.V1[c] == "" })
+}
+
+// wanted is Wanted and what this group needs in place of cgroup.freeze.
+func (g *Group) wanted(r *isolation.Resources) []string {
+	want := g.host.Wanted(r)
+	if g.host.Mode != V2 && !g.freeze {
 		want = append(want, "freezer")
 	}
 	return want
