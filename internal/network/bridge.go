@@ -228,7 +228,7 @@ func (m *Manager) forwarding6() (want []sysctl) {
 	switch {
 	case all == "1" && !m.changed(conf6All):
 		m.forget("net/ipv6/conf/")
-	case err == nil && !m.changed(conf6All):
+	case err == nil && !m.noForce && !m.changed(conf6All):
 		want = append(want, sysctl{Name: force, New: "1"})
 		for _, name := range m.uplinks {
 			want = append(want, sysctl{Name: "net/ipv6/conf/" + name + "/force_forwarding", New: "1"})

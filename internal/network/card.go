@@ -24,6 +24,7 @@ const (
 	cardName   = "eth0" // inside
 	linkPrefix = "proa" // of the host's end of a card, followed by eight hex digits
 	linkGrace  = 300 * time.Millisecond
+	linkWait   = 2 * time.Second
 )
 
 // Plug puts the card of id into a network namespace as eth0 with its addresses
@@ -112,6 +113,9 @@ func (m *Manager) plugVeth(e *Endpoint, netns *os.File) error {
 	defer there.close()
 	if err := setUpCard(there, e); err != nil {
 		return fail(fmt.Errorf("cannot set up %s: %w", cardName, err))
+	}
+	if err := here.awaitLink(e.Link, linkWait); err != nil {
+		return fail(err)
 	}
 	return nil
 }

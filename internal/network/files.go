@@ -188,8 +188,8 @@ func mergeResolvConf(conf []byte, e *Endpoint, r Request) []byte {
 		f := strings.Fields(line)
 		switch {
 		case len(f) == 0 || strings.HasPrefix(f[0], "#") || strings.HasPrefix(f[0], ";"):
-		case f[0] == "nameserver" && len(f) >= 2:
-			a, err := netip.ParseAddr(f[1])
+		case f[0] == "nameserver":
+			a, err := netip.ParseAddr(strings.Join(f[1:], " "))
 			switch {
 			case err != nil:
 			case e.Kind != isolation.NetworkBridge:

@@ -43,6 +43,7 @@ type Manager struct {
 	rules  *table                // never changed, only replaced
 	closed bool
 
+	noForce    bool // tests: do without force_forwarding, as kernels before 6.17
 	nft        firewall
 	quit       chan struct{}  // closed by Close: hurry
 	background sync.WaitGroup // links on their way out, the watch
@@ -153,7 +154,7 @@ func (m *Manager) Close() error {
 		m.linger.Stop()
 	}
 	var err error
-	if m.leased() == 0 && m.up {
+	if m.leased() == 0 && m.record.Made {
 		err = m.bridgeDown()
 	}
 	m.stopWatch()
@@ -344,7 +345,7 @@ func (m *Manager) end() error {
 func (m *Manager) endNow() error {
 	m.bridge.Lock()
 	defer m.bridge.Unlock()
-	if !m.up || m.leased() > 0 {
+	if !m.record.Made || m.leased() > 0 {
 		return nil
 	}
 	return m.bridgeDown()
@@ -482,11 +483,8 @@ func (m *Manager) syncTable() error {
 func (m *Manager) syncTableLocked() error {
 	t, want := m.table(), m.wantedElements()
 	have, err := t.elements()
-	if errors.Is(err, syscall.ENOENT) {
-		return t.create(want)
-	}
 	if err != nil {
-		return err
+		return t.create(want) // it is not there, or not whole
 	}
 	add, remove := difference(have, want)
 	return t.change(add, remove)

@@ -10,11 +10,24 @@ import (
 
 var ctx = context.Background()
 
-func TestStraightPath(t *testing.T) {
+// Every way that a packet can take, with and without br_netfilter, with what
+// the kernel offers for IPv6 forwarding and with what older ones do.
+func TestEveryWay(t *testing.T) {
+	for name, c := range map[string]struct {
+		filtered string
+		old      bool
+	}{"br_netfilter": {"1", false}, "plain": {"0", false}, "before-6.17": {"0", true}} {
+		t.Run(name, func(t *testing.T) { everyWay(t, c.filtered, c.old) })
+	}
+}
+
+func everyWay(t *testing.T, filtered string, old bool) {
 	w := newWorld(t)
+	filterBridges(t, filtered)
 	before := w.snapshot()
 	m := w.open(Config{Linger: -1})
 	defer m.Close()
+	m.noForce = old
 	if got := w.snapshot(); got != before {
 		t.Fatalf("Open changed the host:\n%s", got)
 	}
@@ -44,6 +57,7 @@ func TestStraightPath(t *testing.T) {
 			w.answers(nil, proto, "[2001:db8::1]:8080", "web")
 			w.answers(nil, proto, "["+b.Gateway6.String()+"]:8080", "web")
 			w.answers(nil, proto, inside6, "web")
+			w.answers(nil, proto, "localhost:8080", "web")
 			// Between containers, directly and by the host's address; and back to itself.
 			w.answers(other.ns, proto, inside, "web "+other.Address.Addr().String())
 			w.answers(other.ns, proto, inside6, "web "+other.Address6.Addr().String())
@@ -60,6 +74,13 @@ func TestStraightPath(t *testing.T) {
 	if s.RxBytes == 0 || s.TxBytes == 0 || s.RxPackets == 0 || s.TxPackets == 0 {
 		t.Errorf("Stats: %+v", s)
 	}
+	// Uplinks that heard router advertisements still do.
+	if v, _ := readSysctl("net/ipv6/conf/all/forwarding"); (v == "1") != old {
+		t.Errorf("net.ipv6.conf.all.forwarding is %s", v)
+	}
+	if v, _ := readSysctl("net/ipv6/conf/up0/accept_ra"); (v == "2") != old {
+		t.Errorf("accept_ra of the uplink is %s", v)
+	}
 	check(t, m.Release(ctx, "web"))
 	check(t, m.Release(ctx, "web"))
 	check(t, m.Release(ctx, "other"))
@@ -69,10 +90,30 @@ func TestStraightPath(t *testing.T) {
 	}
 }
 
+// filterBridges makes br_netfilter hand bridged packets to the IP firewall, or not.
+func filterBridges(t *testing.T, on string) {
+	for _, s := range []string{"net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"} {
+		if err := writeSysctl(s, on); err != nil && on == "1" {
+			t.Skip("this kernel has no br_netfilter: ", err)
+		}
+	}
+	t.Cleanup(func() {
+		for _, s := range []string{"net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"} {
+			_ = writeSysctl(s, "1")
+		}
+	})
+}
+
 // A port published on 127.0.0.1 is for the host alone, and publishing anything
 // opens nothing else (CVE-2020-8558 and its relatives).
 func TestLoopbackOnly(t *testing.T) {
+	t.Run("plain", func(t *testing.T) { loopbackOnly(t, "0") })
+	t.Run("br_netfilter", func(t *testing.T) { loopbackOnly(t, "1") })
+}
+
+func loopbackOnly(t *testing.T, filtered string) {
 	w := newWorld(t)
+	filterBridges(t, filtered)
 	m := w.open(Config{Linger: -1})
 	defer m.Close()
 	b := w.plug(m, "db", Request{Hostname: "db", Ports: []Port{

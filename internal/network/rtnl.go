@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"github.com/mdlayher/netlink/nlenc"
@@ -73,6 +74,8 @@ func (r *rtnl) get(req netlink.Message) ([]byte, error) {
 const (
 	iflaNetNsFd   = 28
 	iflaStats64   = 23
+	iflaOperState = 16
+	operUp        = 6 // IF_OPER_UP of linux/if.h
 	iflaInfoKind  = 1
 	iflaInfoData  = 2
 	iflaSlaveKind = 4
@@ -221,36 +224,53 @@ func message(typ uint16, flags netlink.HeaderFlags, header []byte, ae *netlink.A
 	}, nil
 }
 
-// linkIndex is the index of the link called name.
-func (r *rtnl) linkIndex(name string) (int, error) {
+// readLink asks for the link called name: its index and its attributes.
+func (r *rtnl) readLink(name string) (int, *netlink.AttributeDecoder, error) {
 	req, err := getLink(name)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	b, err := r.get(req)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	if len(b) < sizeofIfInfo {
-		return 0, fmt.Errorf("short answer of %d bytes", len(b))
+		return 0, nil, fmt.Errorf("short answer of %d bytes", len(b))
 	}
-	return int(binary.NativeEndian.Uint32(b[4:])), nil
+	ad, err := netlink.NewAttributeDecoder(b[sizeofIfInfo:])
+	return int(binary.NativeEndian.Uint32(b[4:])), ad, err
+}
+
+// linkIndex is the index of the link called name.
+func (r *rtnl) linkIndex(name string) (int, error) {
+	index, _, err := r.readLink(name)
+	return index, err
+}
+
+// awaitLink waits until the kernel has noticed that both ends of a link are
+// up. It notices later, in a worker of its own, and until then a bridge drops what
+// the link sends: a first packet lost here costs its sender a second. Since Linux 6.8
+// asking is enough to make it notice.
+func (r *rtnl) awaitLink(name string, limit time.Duration) error {
+	for end := time.Now().Add(limit); ; time.Sleep(500 * time.Microsecond) {
+		_, ad, err := r.readLink(name)
+		if err != nil {
+			return err
+		}
+		for ad.Next() {
+			if ad.Type() == iflaOperState && ad.Uint8() == operUp {
+				return nil
+			}
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s has no carrier after %v", name, limit)
+		}
+	}
 }
 
 // linkStats reads the counters of the link called name as the link sees them.
 func (r *rtnl) linkStats(name string) (Stats, error) {
-	req, err := getLink(name)
-	if err != nil {
-		return Stats{}, err
-	}
-	b, err := r.get(req)
-	if err != nil {
-		return Stats{}, err
-	}
-	if len(b) < sizeofIfInfo {
-		return Stats{}, fmt.Errorf("short answer of %d bytes", len(b))
-	}
-	ad, err := netlink.NewAttributeDecoder(b[sizeofIfInfo:])
+	_, ad, err := r.readLink(name)
 	if err != nil {
 		return Stats{}, err
 	}

@@ -63,13 +63,15 @@ func (f *firewall) close() {
 
 // Numbers of linux/netfilter/nf_tables.h and friends that syscall does not have.
 const (
-	reg1       = 1 // 16 bytes; the same memory as reg32(0) to reg32(3)
-	rtnLocal   = 2 // RTN_LOCAL of linux/rtnetlink.h
-	ctNew      = 8
-	ctRelated  = 4
-	ctEstab    = 2
-	ipsDstNAT  = 1 << 5 // IPS_DST_NAT of nf_conntrack_common.h
-	ifNameSize = 16
+	reg1      = 1 // 16 bytes; the same memory as reg32(0) to reg32(3)
+	rtnLocal  = 2 // RTN_LOCAL of linux/rtnetlink.h
+	ctNew     = 8
+	ctRelated = 4
+	ctEstab   = 2
+	ipsDstNAT = 1 << 5 // IPS_DST_NAT of nf_conntrack_common.h
+
+	ipsDstNATDone = 1 << 8
+	ifNameSize    = 16
 )
 
 func reg32(n uint32) uint32 { return 8 + n } // NFT_REG32_00
@@ -179,8 +181,8 @@ func (t *table) change(add, remove map[string][]nftables.SetElement) error {
 	})
 }
 
-// elements reads what the kernel has in the maps and sets. It is
-// syscall.ENOENT where the table is not whole.
+// elements reads what the kernel has in the maps and sets. It is an error
+// where one of them is missing.
 func (t *table) elements() (out map[string][]nftables.SetElement, err error) {
 	err = t.nft.with(func(c *nftables.Conn) error {
 		out = map[string][]nftables.SetElement{}

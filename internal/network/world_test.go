@@ -73,7 +73,14 @@ func newWorld(t testing.TB) *world {
 		PeerNamespace: vnl.NsFd(w.outside.Fd()),
 	}
 	check(t, vnl.LinkAdd(up))
-	t.Cleanup(func() { vnl.LinkDel(up) })
+	t.Cleanup(func() {
+		// What a failed test left must not be met by the next one.
+		vnl.LinkDel(up)
+		if br, err := vnl.LinkByName("tb0"); err == nil {
+			vnl.LinkDel(br)
+		}
+		exec.Command("nft", "flush", "ruleset").Run()
+	})
 	configure := func(name string, a4, a6 netip.Addr) {
 		l, err := vnl.LinkByName(name)
 		check(t, err)
@@ -248,7 +255,11 @@ func (w *world) ask(ns *os.File, proto, addr string, wait time.Duration) (answer
 // answers fails the test unless proto at addr answers as want begins.
 func (w *world) answers(from *os.File, proto, addr, want string) {
 	w.t.Helper()
+	start := time.Now()
 	got, err := w.ask(from, proto, addr, 2*time.Second)
+	if d := time.Since(start); d > 500*time.Millisecond {
+		w.t.Logf("%s %s took %v", proto, addr, d)
+	}
 	if err != nil || !strings.HasPrefix(got, want) {
 		w.t.Errorf("%s %s: got %q, %v; want %q", proto, addr, got, err, want)
 	}
