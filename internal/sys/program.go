@@ -43,8 +43,16 @@ type Program struct {
 	steps []string
 	err   error // the first thing that did not fit
 
+	opened []opened // descriptors that the child opens while it shares our table
+
 	refork        int    // index of an opFork that is still to come; -1: none
 	await, report [2]int // pipes, read end first; -1 when closed
+}
+
+// opened is a descriptor that a call opens and another one, if any, closes.
+type opened struct {
+	open, close Result // close is -1 if the descriptor is for the parent
+	taken       bool
 }
 
 // Result names the result of an earlier call of the same program.
@@ -179,6 +187,12 @@ func (p *Program) Close() {
 	for _, fd := range []*int{&p.await[0], &p.await[1], &p.report[0], &p.report[1]} {
 		closeOnce(fd)
 	}
+	for _, o := range p.opened {
+		if fd := p.ops[o.open].result; p.past(o.open) && fd >= 0 && !o.taken && (o.close < 0 || !p.past(o.close)) {
+			_ = unix.Close(int(fd)) // what a child that failed left in our table
+		}
+	}
+	p.opened = nil
 	if p.mem != nil {
 		_ = unix.Munmap(p.mem)
 		p.mem, p.head, p.ops = nil, nil, nil
@@ -323,6 +337,23 @@ func commandLine() (start, size uint64) {
 		return 0, 0
 	}
 	return start, end - start
+}
+
+// past says whether the child has come past a call.
+func (p *Program) past(r Result) bool { return uint64(r) < p.head.at }
+
+// Take is the descriptor that a NewFS made, as a file of the parent's.
+func (p *Program) Take(r Result, name string) (*os.File, error) {
+	fd, err := p.Value(r)
+	if err != nil {
+		return nil, fmt.Errorf("cannot use the new %s: %w", name, err)
+	}
+	for i := range p.opened {
+		if p.opened[i].open == r {
+			p.opened[i].taken = true
+		}
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // Value is the result of a call that the child has come past; err is its errno.

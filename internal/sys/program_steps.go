@@ -39,8 +39,15 @@ func (p *Program) NewFS(fstype string, attr int, params ...FSConfig) Result {
 	}
 	p.Call("create "+fstype, unix.SYS_FSCONFIG, Of(fs), Int(unix.FSCONFIG_CMD_CREATE), Int(0), Int(0), Int(0))
 	m := p.Call("make a mount of "+fstype, unix.SYS_FSMOUNT, Of(fs), Int(unix.FSMOUNT_CLOEXEC), Int(attr))
-	p.Call("close a file system context", unix.SYS_CLOSE, Of(fs))
+	p.closes(fs, p.Call("close a file system context", unix.SYS_CLOSE, Of(fs)))
+	p.closes(m, -1)
 	return m
+}
+
+// closes notes that what call opens is closed by another one, or never (-1), so
+// that nothing of a child that fails in between stays open in the parent.
+func (p *Program) closes(open, close Result) {
+	p.opened = append(p.opened, opened{open: open, close: close})
 }
 
 // MoveMount attaches a detached mount to an O_PATH descriptor.
@@ -84,7 +91,7 @@ func (p *Program) LoopbackUp() {
 	binary.NativeEndian.PutUint16(req[16:], unix.IFF_UP|unix.IFF_RUNNING)
 	s := p.Call("open a socket for the loopback interface", unix.SYS_SOCKET, Int(unix.AF_INET), Int(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC), Int(0))
 	p.Call("bring up the loopback interface", unix.SYS_IOCTL, Of(s), Int(unix.SIOCSIFFLAGS), p.Bytes(req))
-	p.Call("close a socket", unix.SYS_CLOSE, Of(s))
+	p.closes(s, p.Call("close a socket", unix.SYS_CLOSE, Of(s)))
 }
 
 // WriteBelow writes value to the file path below the directory dir, following
@@ -99,7 +106,7 @@ func (p *Program) WriteBelow(step string, dir Arg, path, value string, must bool
 	how := p.Words(Int(unix.O_WRONLY|unix.O_CLOEXEC), Int(0), Int(unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_XDEV))
 	fd := call(step, unix.SYS_OPENAT2, dir, p.String(path), how, Int(24))
 	w := call(step, unix.SYS_WRITE, Of(fd), p.String(value), Int(len(value)))
-	p.Try("close a file", unix.SYS_CLOSE, Of(fd))
+	p.closes(fd, p.Try("close a file", unix.SYS_CLOSE, Of(fd)))
 	return w
 }
 

@@ -61,11 +61,10 @@ func (c *instance) attachCgroups(sysfs *os.File, list []madeCgroup) error {
 		}
 	}
 	for _, g := range list {
-		fd, err := c.program.Value(g.mount)
+		mount, err := c.program.Take(g.mount, "control group file system "+g.name)
 		if err != nil {
-			return fmt.Errorf("cannot use the new control group file system: %w", err)
+			return err
 		}
-		mount := os.NewFile(uintptr(fd), "cgroup "+g.name)
 		err = c.attachCgroup(base, g.name, mount)
 		_ = mount.Close()
 		if err != nil {

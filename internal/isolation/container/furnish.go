@@ -294,28 +294,19 @@ func wanted(s *isolation.Spec) []isolation.Mount {
 // attachStandard attaches /proc, /sys and /dev. They must be plain directories
 // of the root (CVE-2019-19921).
 func (c *instance) attachStandard(dev *os.File, m made) error {
-	take := func(r sys.Result, name string) (*os.File, error) {
-		fd, err := c.program.Value(r)
-		if err != nil {
-			return nil, fmt.Errorf("cannot use the new %s: %w", name, err)
-		}
-		return os.NewFile(uintptr(fd), name), nil
+	var err error
+	if c.proc, err = c.program.Take(m.proc, "proc"); err != nil {
+		return err
 	}
-	proc, err := take(m.proc, "proc")
+	if c.pts, err = c.program.Take(m.devpts, "devpts"); err != nil {
+		return err
+	}
+	sysfs, err := c.program.Take(m.sysfs, "sysfs")
 	if err != nil {
 		return err
 	}
-	sysfs, err := take(m.sysfs, "sysfs")
-	if err != nil {
-		return err
-	}
-	pts, err := take(m.devpts, "devpts")
-	if err != nil {
-		return err
-	}
-	c.proc, c.pts = proc, pts
 	defer sysfs.Close()
-	mqueue, err := take(m.mqueue, "mqueue")
+	mqueue, err := c.program.Take(m.mqueue, "mqueue")
 	if err != nil {
 		return err
 	}
@@ -325,8 +316,8 @@ func (c *instance) attachStandard(dev *os.File, m made) error {
 		name   string
 		mount  *os.File
 	}{
-		{c.root, "proc", proc}, {c.root, "sys", sysfs}, {c.root, "dev", dev},
-		{dev, "pts", pts}, {dev, "mqueue", mqueue},
+		{c.root, "proc", c.proc}, {c.root, "sys", sysfs}, {c.root, "dev", dev},
+		{dev, "pts", c.pts}, {dev, "mqueue", mqueue},
 	} {
 		at, err := sys.OpenPlainDir(a.parent, a.name)
 		if err != nil {
@@ -357,11 +348,11 @@ func (c *instance) attachWanted(sources []source, m made) error {
 		b := &c.binds[i]
 		src := sources[i]
 		if b.Type == isolation.MountTmpfs {
-			fd, err := c.program.Value(m.tmpfs[i-first])
+			mount, err := c.program.Take(m.tmpfs[i-first], "tmpfs")
 			if err != nil {
-				return fmt.Errorf("cannot use the new tmpfs for %q: %w", b.Target, err)
+				return err
 			}
-			src = source{os.NewFile(uintptr(fd), "tmpfs"), true}
+			src = source{mount, true}
 			sources[i] = src // closed by the caller
 		}
 		at, err := sys.OpenTarget(c.root, b.Target, src.dir)
