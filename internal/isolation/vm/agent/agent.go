@@ -52,7 +52,6 @@ type Agent struct {
 	epoch uint32
 	procs map[uint32]*process // by id, of the current epoch
 	state state
-	main  *process
 	disk  *os.File // mount of the writable layer's file system
 }
 
@@ -109,8 +108,21 @@ func New(rw io.ReadWriteCloser, o Options) *Agent {
 		pids:    map[int]*process{},
 		procs:   map[uint32]*process{},
 	}
-	go a.reap()
+	a.background(a.reap)
 	return a
+}
+
+// background runs f. A panic in it is told and survived: with the first
+// process ends the kernel, and everything of the user's in it.
+func (a *Agent) background(f func()) {
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				a.options.Warn(fmt.Sprintf("panic: %v\n%s", r, debug.Stack()))
+			}
+		}()
+		f()
+	}()
 }
 
 // Serve reads and handles frames. It returns when the host has hung up and
@@ -154,10 +166,10 @@ func (a *Agent) frame(h wire.Header) error {
 			return err
 		}
 		a.slots <- struct{}{}
-		go func() {
+		a.background(func() {
+			defer func() { <-a.slots }()
 			a.request(h, b)
-			<-a.slots
-		}()
+		})
 	case wire.TypeData, wire.TypeEOF:
 		if p == nil || p.stdin == nil || h.Sub != wire.Stdin {
 			return nil // it crossed with the process's end
@@ -210,10 +222,10 @@ func (a *Agent) hello() error {
 	}
 	w := a.options.Welcome
 	w.Epoch = g.Epoch
-	// Its own goroutine: the reader must not wait for a host that does not read.
-	go func() {
+	// In the background: the reader must not wait for a host that does not read.
+	a.background(func() {
 		_ = a.conn.SendMessage(wire.Header{Epoch: g.Epoch, Type: wire.TypeHello}, w)
-	}()
+	})
 	return nil
 }
 

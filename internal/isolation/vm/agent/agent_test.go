@@ -76,6 +76,8 @@ func TestGuest(t *testing.T) {
 		{"hostname", "guest1\n"},
 		{"cat /etc/hosts", "127.0.0.1 localhost\n10.99.0.2 guest1\n"},
 		{"cat /etc/resolv.conf", "nameserver 10.99.0.1\n"},
+		{"cat /etc/hostname; stat -c '%a %F' /etc/hostname", "guest1\n644 regular file\n"},
+		{"stat -c %a /", "751\n"},
 		{"cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "80\n"},
 		{"(echo 1 > /proc/sys/net/ipv4/ip_forward) 2>/dev/null || echo ro", "ro\n"},
 		{"touch /sys/x 2>/dev/null || echo ro", "ro\n"},
@@ -100,6 +102,24 @@ func TestGuest(t *testing.T) {
 	}
 	if out, _ := run(t, c, "ps"); !strings.Contains(out, "sleep 1000") {
 		t.Errorf("ps shows no main process:\n%s", out)
+	}
+}
+
+// Nothing that a user can send ends the first process.
+func TestSignalsToTheAgent(t *testing.T) {
+	c := up(t)
+	if out, _ := run(t, c, "for s in HUP INT QUIT ILL ABRT FPE KILL SEGV PIPE ALRM TERM USR1 STOP TSTP TTIN BUS PROF URG 34 64; do kill -$s 1; done; echo sent"); out != "sent\n" {
+		t.Errorf("%q", out)
+	}
+	if out, _ := run(t, c, "echo alive"); out != "alive\n" {
+		t.Errorf("%q", out)
+	}
+	// A signal that the agent catches is not one that its children ignore.
+	out, _ := run(t, c, "", func(p *isolation.Process) {
+		p.Args = []string{"grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"} // a shell would change them
+	})
+	if out != "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n" {
+		t.Errorf("%q", out)
 	}
 }
 
@@ -438,7 +458,7 @@ func TestShutdownAndSecondLife(t *testing.T) {
 	d := makeDisks(t)
 	live := func(line, want string) {
 		t.Helper()
-		c := boot(t)
+		c, stop := bootOnce(t)
 		if err := c.Setup(deadline(t), setupOf(d)); err != nil {
 			t.Fatal(err)
 		}
@@ -454,7 +474,7 @@ func TestShutdownAndSecondLife(t *testing.T) {
 		if state := sh(t, "dumpe2fs", "-h", d.rw); strings.Contains(state, "needs_recovery") {
 			t.Error("the disk needs recovery after shutdown")
 		}
-		c.Close()
+		stop()
 	}
 	live("echo kept > /home/app/file; rm /etc/group; echo mine >> /etc/hosts; ls /etc/group 2>/dev/null", "")
 	live("cat /home/app/file; ls /etc/group 2>/dev/null; cat /etc/hosts", "kept\n127.0.0.1 localhost\n10.99.0.2 guest1\n")
@@ -480,7 +500,7 @@ func TestReadonlyRoot(t *testing.T) {
 // of a frame: streams of the old epoch are dropped, processes go on.
 func TestNewEpoch(t *testing.T) {
 	d := makeDisks(t)
-	sock := bootSocket(t)
+	sock, _ := bootSocket(t)
 	link := &link{sock: sock}
 	go link.carry()
 	c := wire.NewClient(link.connect())

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -122,6 +123,13 @@ func makeDisks(t *testing.T) *disks {
 	if err := os.Symlink("../run/missing/resolv.conf", root+"/etc/resolv.conf"); err != nil {
 		t.Fatal(err)
 	}
+	// What the agent must neither open nor follow when it writes its files.
+	if err := syscall.Mkfifo(root+"/etc/hostname", 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(root, 0o751); err != nil {
+		t.Fatal(err)
+	}
 	d := &disks{rwFile: filepath.Join(dir, "rw.ext4")}
 	image := filepath.Join(dir, "image.erofs")
 	sh(t, "mkfs.erofs", "-x-1", image, root)
@@ -154,7 +162,15 @@ func sh(t *testing.T, name string, args ...string) string {
 // boot starts an agent in namespaces of its own and greets it.
 func boot(t *testing.T) *wire.Client {
 	t.Helper()
-	c := wire.NewClient(bootSocket(t))
+	c, _ := bootOnce(t)
+	return c
+}
+
+// bootOnce is boot, and how to end that guest before the test ends.
+func bootOnce(t *testing.T) (*wire.Client, func()) {
+	t.Helper()
+	sock, stop := bootSocket(t)
+	c := wire.NewClient(sock)
 	t.Cleanup(func() { c.Close() })
 	w, err := c.Hello(deadline(t))
 	if err != nil {
@@ -163,11 +179,11 @@ func boot(t *testing.T) *wire.Client {
 	if w.Kernel == "" || w.Version != wire.Version {
 		t.Fatalf("welcome: %+v", w)
 	}
-	return c
+	return c, func() { c.Close(); stop() }
 }
 
 // bootSocket starts an agent and returns the host's end of its byte stream.
-func bootSocket(t *testing.T) *os.File {
+func bootSocket(t *testing.T) (sock *os.File, stop func()) {
 	t.Helper()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -185,13 +201,16 @@ func bootSocket(t *testing.T) *os.File {
 		t.Fatal(err)
 	}
 	theirs.Close()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		ours.Close()
 		late := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
-		_ = cmd.Wait()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the agent ended: %v", err) // a crash, a data race (66), or it did not see that we hung up
+		}
 		late.Stop()
 	})
-	return ours
+	t.Cleanup(stop)
+	return ours, stop
 }
 
 func deadline(t *testing.T) context.Context {

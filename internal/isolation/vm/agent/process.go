@@ -86,9 +86,6 @@ func (a *Agent) start(h wire.Header, want *isolation.Process) (reply any, after 
 	} else {
 		p.orphan()
 	}
-	if p.main {
-		a.main = p
-	}
 	a.mu.Unlock()
 	return wire.Started{PID: p.pid}, p.pump, nil
 }
@@ -202,22 +199,22 @@ func (p *process) orphan() {
 // pump carries the stdio until the process has ended and tells of its end.
 func (p *process) pump() {
 	for _, o := range p.reads {
-		go func() {
+		p.agent.background(func() {
+			defer func() { p.pumps <- struct{}{} }()
 			// Output that nobody wants is read and dropped: the process must not block on it.
 			_ = o.to.SendFrom(o, make([]byte, wire.HeaderLen+wire.MaxData), true)
-			p.pumps <- struct{}{}
-		}()
+		})
 	}
 	if p.stdin != nil {
-		go func() {
+		p.agent.background(func() {
 			// An error: the process reads no more, or the host is gone.
 			_ = p.stdin.Deliver(p.input)
 			if p.tty == nil {
 				p.input.Close()
 			}
-		}()
+		})
 	}
-	go p.finish(<-p.ended)
+	p.agent.background(func() { p.finish(<-p.ended) })
 }
 
 // finish waits for the output after the end of a process and reports both.

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -37,7 +36,7 @@ func (a *Agent) setup(s *wire.Setup) error {
 	}
 	// The network needs nothing of the root; under emulation every wait counts.
 	network := make(chan error, 1)
-	go func() { network <- setupNetwork(s.NICs) }()
+	a.background(func() { network <- setupNetwork(s.NICs) })
 	root, disk, err := a.assemble(s)
 	if nerr := <-network; err == nil && nerr != nil {
 		err = failed("bring up the network", nerr)
@@ -95,16 +94,11 @@ func (a *Agent) assemble(s *wire.Setup) (root, disk *os.File, err error) {
 	if err != nil {
 		return nil, nil, failed("mount the writable disk "+s.RWDevice, err)
 	}
-	for _, dir := range []string{diskDir + "/upper", diskDir + "/work"} {
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, syscall.EEXIST) {
-			return nil, nil, failed("prepare the writable disk", err)
-		}
+	if err := layDisk(); err != nil {
+		return nil, nil, failed("prepare the writable disk", err)
 	}
 	if disk, err = sys.OpenPath(diskDir); err != nil {
 		return nil, nil, failed("open the writable disk", err)
-	}
-	if err := inheritRoot(); err != nil {
-		return nil, nil, failed("prepare the writable disk", err)
 	}
 	if err := mount("overlay", 0, rootDir, sys.FSConfig{Key: "source", Value: "overlay"},
 		sys.FSConfig{Key: "lowerdir", Value: lowerDir},
@@ -146,61 +140,82 @@ func mount(fstype string, attr int, at string, params ...sys.FSConfig) error {
 	return sys.Attach(m, at)
 }
 
-// inheritRoot gives the upper directory owner and mode of the image's root:
-// in an overlay it is the upper one's that count.
-func inheritRoot() error {
+// layDisk makes the directories of the overlay on a new disk. In an overlay it
+// is the upper root that counts, so it gets owner, mode and time of the
+// image's; it gets its name last, so that it is never found half made.
+func layDisk() error {
+	const upper, work, unnamed = diskDir + "/upper", diskDir + "/work", diskDir + "/upper.new"
+	if err := os.Mkdir(work, 0o700); err != nil && !errors.Is(err, syscall.EEXIST) {
+		return err
+	}
+	if _, err := os.Lstat(upper); !errors.Is(err, syscall.ENOENT) {
+		return err
+	}
 	var st syscall.Stat_t
 	if err := syscall.Stat(lowerDir, &st); err != nil {
 		return err
 	}
-	var up syscall.Stat_t
-	if err := syscall.Stat(diskDir+"/upper", &up); err != nil {
+	if err := os.Mkdir(unnamed, 0o755); err != nil && !errors.Is(err, syscall.EEXIST) {
 		return err
 	}
-	// Only a new one: what the user changed stays changed.
-	if up.Ctim != up.Mtim || up.Mode&0o7777 != 0o755 || up.Uid != 0 || up.Gid != 0 {
-		return nil
-	}
-	entries, err := os.ReadDir(diskDir + "/upper")
-	if err != nil || len(entries) > 0 {
+	if err := os.Chown(unnamed, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
-	if err := os.Chown(diskDir+"/upper", int(st.Uid), int(st.Gid)); err != nil {
+	if err := syscall.Chmod(unnamed, st.Mode&0o7777); err != nil {
 		return err
 	}
-	return syscall.Chmod(diskDir+"/upper", st.Mode&0o7777)
+	if err := syscall.UtimesNano(unnamed, []syscall.Timespec{st.Atim, st.Mtim}); err != nil {
+		return err
+	}
+	return os.Rename(unnamed, upper)
 }
 
 // place writes a small file of the engine's into the root, unless it says the
-// same already. It is an ordinary file, so a package manager may replace it. A
-// link that leads nowhere is replaced by the file.
+// same already. It is an ordinary file, so a package manager may replace it.
+// A link to a regular file is followed; anything else that the image has there
+// (a link that leads nowhere, a FIFO, a device) makes way unopened.
 func place(root *os.File, path, text string) error {
-	if f, err := sys.OpenInRoot(root, path, syscall.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
-		old, rerr := io.ReadAll(io.LimitReader(f, int64(len(text))+1))
-		f.Close()
-		if rerr == nil && bytes.Equal(old, []byte(text)) {
-			return nil
-		}
-	}
 	at := strings.LastIndexByte(path, '/')
 	dir, err := sys.MkdirInRoot(root, path[:at], 0o755)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	const flags = syscall.O_WRONLY | syscall.O_CREAT | syscall.O_TRUNC | syscall.O_NONBLOCK
+	flags := syscall.O_WRONLY | syscall.O_TRUNC
+	if !regular(root, path) {
+		if err := sys.RemoveAt(dir, path[at+1:]); err != nil && !errors.Is(err, syscall.ENOENT) {
+			return err
+		}
+		flags |= syscall.O_CREAT | syscall.O_EXCL
+	} else if old, err := content(root, path, len(text)+1); err != nil || string(old) == text {
+		return err
+	}
 	f, err := sys.OpenInRoot(root, path, flags, 0o644)
 	if err != nil {
-		// A dangling link, a directory, a FIFO without a reader: make way.
-		if err := sys.RemoveAt(dir, path[at+1:]); err != nil {
-			return err
-		}
-		if f, err = sys.OpenInRoot(root, path, flags, 0o644); err != nil {
-			return err
-		}
+		return err
 	}
 	_, err = f.WriteString(text)
 	return errors.Join(err, f.Close())
+}
+
+func regular(root *os.File, path string) bool {
+	f, err := sys.OpenPathInRoot(root, path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	return err == nil && fi.Mode().IsRegular()
+}
+
+// content is at most limit bytes of a file.
+func content(root *os.File, path string, limit int) ([]byte, error) {
+	f, err := sys.OpenInRoot(root, path, syscall.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, int64(limit)))
 }
 
 // setSysctls writes parameters by their dotted names; in "net.ipv4.conf.eth0/1"
