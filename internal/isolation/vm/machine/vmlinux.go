@@ -95,6 +95,10 @@ func decompress(b []byte) ([]byte, error) {
 		defer z.Close()
 		r = &frameReader{z: z}
 	case bytes.HasPrefix(b, magicXz):
+		// The reader wants nothing behind the stream, which ends with "YZ".
+		if end := len(b) - 4; end > 2 && string(b[len(b)-2:]) != "YZ" && string(b[end-2:end]) == "YZ" {
+			b = b[:end]
+		}
 		z, err := xz.ReaderConfig{SingleStream: true}.NewReader(bytes.NewReader(b))
 		if err != nil {
 			return nil, fmt.Errorf("%w (an xz stream with a branch filter is not supported: unpack it with `xz -dc`)", err)
