@@ -31,8 +31,23 @@ type place struct {
 // name makes a container name that no other behaviour uses.
 func (p *place) name() string {
 	p.n++
-	clean := strings.NewReplacer("/", "-", " ", "-").Replace(p.Name())
+	clean := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '-'
+	}, p.Name())
 	return fmt.Sprintf("%s-%d", clean, p.n)
+}
+
+// MustDocker is Docker that ends this behaviour, and no other, on a failure.
+func (p *place) MustDocker(args ...string) string {
+	p.Helper()
+	r := p.Docker(args...)
+	if r.Code != 0 {
+		p.Fatalf("docker %s: exit code %d\n%s%s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr)
+	}
+	return r.Out()
 }
 
 // run is `docker run --rm` behind this wall, without a network unless asked.
@@ -273,12 +288,12 @@ var behaviours = []struct {
 				continue
 			}
 			p.eventually("a page from "+addr, func() bool {
-				return p.InNetns("busybox", "wget", "-q", "-T", "2", "-O", "-", "http://"+addr).Out() == page
+				return p.InNetns("busybox", "wget", "-q", "-O", "-", "http://"+addr).Out() == page
 			})
 		}
 		ip := p.MustDocker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", server)
 		for _, w := range walls {
-			r := p.Docker(append(append([]string{"run", "--rm"}, w.args...), "bb", "wget", "-q", "-T", "10", "-O", "-", "http://"+ip)...)
+			r := p.Docker(append(append([]string{"run", "--rm"}, w.args...), "bb", "wget", "-q", "-O", "-", "http://"+ip)...)
 			p.want(r.Stdout, page+"\n")
 		}
 	}},

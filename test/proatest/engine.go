@@ -141,8 +141,9 @@ func New(t testing.TB, opts ...Option) *Engine {
 	e.must("ip", "-n", e.Netns, "link", "set", "lo", "up")
 	// A way out that leads nowhere: the engine sees a host with a default
 	// route, and no packet can leave this namespace.
-	e.must("ip", "-n", e.Netns, "link", "add", "up0", "type", "dummy")
+	e.must("ip", "-n", e.Netns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
 	e.must("ip", "-n", e.Netns, "addr", "add", "192.0.2.2/24", "dev", "up0")
+	e.must("ip", "-n", e.Netns, "link", "set", "up1", "up")
 	e.must("ip", "-n", e.Netns, "link", "set", "up0", "up")
 	e.must("ip", "-n", e.Netns, "route", "add", "default", "via", "192.0.2.1")
 	e.Start()
