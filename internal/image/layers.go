@@ -136,7 +136,9 @@ func (s *Store) unpack(ctx context.Context, blob ocispec.Descriptor, diffID dige
 		return nil, err
 	}
 	defer r.Close()
-	return flat.Write(ctx, r, filepath.Dir(at), flat.Limits{Bytes: s.cfg.MaxLayerBytes, Want: diffID})
+	a := readAhead(r)
+	defer a.Close()
+	return flat.Write(ctx, a, filepath.Dir(at), flat.Limits{Bytes: s.cfg.MaxLayerBytes, Want: diffID})
 }
 
 // index makes the merged index of a stack of layers if there is none.
