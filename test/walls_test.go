@@ -168,7 +168,8 @@ var behaviours = []struct {
 		p.want(p.MustDocker("logs", c), "up\nbye")
 	}},
 	{"stop becomes kill", func(p *place) {
-		c := p.start("--network", "none", "bb", "sh", "-c", `trap '' TERM; while :; do sleep 0.1; done`)
+		c := p.start("--network", "none", "bb", "sh", "-c", `trap '' TERM; echo up; while :; do sleep 0.1; done`)
+		p.eventually("output", func() bool { return p.Docker("logs", c).Stdout == "up\n" })
 		p.MustDocker("stop", "-t", "1", c)
 		p.want(p.MustDocker("inspect", "-f", "{{.State.ExitCode}}", c), "137")
 	}},

@@ -71,6 +71,7 @@ func TestPortTaken(t *testing.T) {
 		{Proto: "sctp", HostPort: 1, ContainerPort: 1},
 		{Proto: TCP, HostPort: 1},
 		{Proto: TCP, HostIP: "localhost", ContainerPort: 1},
+		{Proto: TCP, HostIP: "::1", ContainerPort: 1},
 		{Proto: TCP, HostIP: "203.0.113.5", HostPort: 8085, ContainerPort: 1},
 	} {
 		if _, err := m.Reserve(ctx, "second", bridgeRequest("b", p)); !errors.Is(err, errdefs.ErrInvalidArgument) {

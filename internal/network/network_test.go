@@ -2,8 +2,12 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	vnl "github.com/vishvananda/netlink"
 )
@@ -74,6 +78,10 @@ func everyWay(t *testing.T, filtered string, old bool) {
 	if s.RxBytes == 0 || s.TxBytes == 0 || s.RxPackets == 0 || s.TxPackets == 0 {
 		t.Errorf("Stats: %+v", s)
 	}
+	// A client that tries ::1 first is refused at once, so that it tries 127.0.0.1 next.
+	if _, err := w.ask(nil, TCP, "[::1]:8080", 5*time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("[::1]:8080: %v; want a refusal", err)
+	}
 	// Uplinks that heard router advertisements still do.
 	if v, _ := readSysctl("net/ipv6/conf/all/forwarding"); (v == "1") != old {
 		t.Errorf("net.ipv6.conf.all.forwarding is %s", v)
@@ -107,13 +115,20 @@ func filterBridges(t *testing.T, on string) {
 // A port published on 127.0.0.1 is for the host alone, and publishing anything
 // opens nothing else (CVE-2020-8558 and its relatives).
 func TestLoopbackOnly(t *testing.T) {
-	t.Run("plain", func(t *testing.T) { loopbackOnly(t, "0") })
-	t.Run("br_netfilter", func(t *testing.T) { loopbackOnly(t, "1") })
+	t.Run("plain", func(t *testing.T) { loopbackOnly(t, "0", "1") })
+	t.Run("br_netfilter", func(t *testing.T) { loopbackOnly(t, "1", "0") })
 }
 
-func loopbackOnly(t *testing.T, filtered string) {
+// router is whether the host forwards between all its interfaces, as one with Docker does.
+func loopbackOnly(t *testing.T, filtered, router string) {
 	w := newWorld(t)
 	filterBridges(t, filtered)
+	check(t, writeSysctl("net/ipv4/ip_forward", router))
+	check(t, writeSysctl(conf6All, router))
+	t.Cleanup(func() {
+		check(t, writeSysctl("net/ipv4/ip_forward", "0"))
+		check(t, writeSysctl(conf6All, "0"))
+	})
 	m := w.open(Config{Linger: -1})
 	defer m.Close()
 	b := w.plug(m, "db", Request{Hostname: "db", Ports: []Port{
@@ -156,11 +171,21 @@ func loopbackOnly(t *testing.T, filtered string) {
 		w.silent(w.outside, TCP, fmt.Sprintf("%s:%d", b.Address.Addr(), port))
 		w.silent(w.outside, TCP, fmt.Sprintf("[%s]:%d", b.Address6.Addr(), port))
 	}
-	// 127.0.0.2 is used so that the own loopback of the sender does not answer.
+	// The attack is real only if the packets come as far as the host.
+	run(t, "nft", "add table ip seen; add chain ip seen c { type filter hook prerouting priority -400; };"+
+		`add rule ip seen c iifname up0 ip daddr 127.0.0.1 counter; add rule ip seen c iifname tb0 ip daddr 127.0.0.1 counter`)
+	hits := w.hits.Load()
 	for _, from := range []*box{{ns: w.outside}, other} {
 		w.silent(from.ns, TCP, "127.0.0.1:5432")
 		w.silent(from.ns, UDP, "127.0.0.1:5432")
 		w.silent(from.ns, TCP, "127.0.0.1:9000")
+		w.silent(from.ns, UDP, "127.0.0.1:9000")
+	}
+	if n := w.hits.Load() - hits; n != 0 {
+		t.Errorf("%d packets to 127.0.0.1 came through to a server", n)
+	}
+	if seen := run(t, "nft", "list", "table", "ip", "seen"); strings.Count(seen, "counter") != 2 || strings.Contains(seen, "counter packets 0 ") {
+		t.Errorf("the attack never reached the host:\n%s", seen)
 	}
 }
 
@@ -171,7 +196,11 @@ func martian(t *testing.T, name string) {
 	check(t, writeSysctl("net/ipv4/conf/"+name+"/route_localnet", "1"))
 	lo, err := vnl.LinkByName("lo")
 	check(t, err)
-	check(t, vnl.LinkSetDown(lo))
+	addrs, err := vnl.AddrList(lo, vnl.FAMILY_V4)
+	check(t, err)
+	for _, a := range addrs {
+		check(t, vnl.AddrDel(lo, &a)) // else 127/8 is always local
+	}
 	l, err := vnl.LinkByName(name)
 	check(t, err)
 	gw := hostIP

@@ -44,7 +44,11 @@ func checkPort(p Port) error {
 		return fmt.Errorf("cannot publish port 0/%s: the container's port is missing: %w", p.Proto, errdefs.ErrInvalidArgument)
 	}
 	if p.HostIP != "" {
-		if a, err := netip.ParseAddr(p.HostIP); err != nil || a.Zone() != "" || a.Is4In6() {
+		a, err := netip.ParseAddr(p.HostIP)
+		if err == nil && a.Is6() && a.IsLoopback() {
+			return fmt.Errorf("cannot publish port %d/%s on ::1: Linux translates no IPv6 loopback address; use 127.0.0.1: %w", p.ContainerPort, p.Proto, errdefs.ErrInvalidArgument)
+		}
+		if err != nil || a.Zone() != "" || a.Is4In6() {
 			return fmt.Errorf("cannot publish port %d/%s on %q: not an address: %w", p.ContainerPort, p.Proto, p.HostIP, errdefs.ErrInvalidArgument)
 		}
 	}

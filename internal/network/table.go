@@ -307,6 +307,9 @@ func (t *table) addRules(c *nftables.Conn) {
 			rule(prerouting, iifIs(t.bridge), family4, daddrIn(gw), protoPort(proto, 53), dnatTo4(t.resolver, 53))
 		}
 	}
+	// ::1 is never translated: the kernel takes answers for it on lo alone, and a client that is refused at
+	// once tries 127.0.0.1 next, while one that waits does not.
+	rule(output, family6, daddrIn(loopback6), verdict(expr.VerdictReturn))
 	for _, ch := range []*nftables.Chain{prerouting, output} {
 		rule(ch, daddrNotLocal(), verdict(expr.VerdictReturn))
 		rule(ch, family4, t.dnat(setSpec4))
@@ -325,7 +328,6 @@ func (t *table) addRules(c *nftables.Conn) {
 	if t.subnet6.IsValid() {
 		rule(postrouting, oifIsNot(t.bridge), family6, saddrIn(t.subnet6), masquerade)
 		rule(postrouting, oifIs(t.bridge), family6, saddrIn(t.subnet6), translated(), masquerade)
-		rule(postrouting, oifIs(t.bridge), family6, saddrIn(loopback6), masquerade)
 	}
 
 	rule(forward, oifIs(t.bridge), ctStateIn(ctEstab|ctRelated), verdict(expr.VerdictAccept))

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -59,7 +60,8 @@ var (
 // world is the host of a test: fresh links, and a neighbour.
 type world struct {
 	t       testing.TB
-	outside *os.File // network namespace
+	outside *os.File     // network namespace
+	hits    atomic.Int64 // connections and datagrams that reached a server
 }
 
 func newWorld(t testing.TB) *world {
@@ -195,6 +197,7 @@ func (w *world) serve(ns *os.File, port int, name string) {
 				if err != nil {
 					return
 				}
+				w.hits.Add(1)
 				fmt.Fprintf(c, "%s %s", name, hostOf(c.RemoteAddr()))
 				c.Close()
 			}
@@ -206,6 +209,7 @@ func (w *world) serve(ns *os.File, port int, name string) {
 				if err != nil {
 					return
 				}
+				w.hits.Add(1)
 				u.WriteTo(fmt.Appendf(nil, "%s %s", name, hostOf(from)), from)
 			}
 		}()

@@ -193,7 +193,8 @@ func open(t testing.TB, p string) *os.File {
 	return f
 }
 
-// TestRandomStacks compares random layers with the oracle. FLAT_SEED repeats one run.
+// TestRandomStacks compares random layers with the oracle. FLAT_SEED repeats
+// one run, FLAT_STACKS makes more than 30.
 func TestRandomStacks(t *testing.T) {
 	needRoot(t)
 	seed := uint64(time.Now().UnixNano())
@@ -202,7 +203,13 @@ func TestRandomStacks(t *testing.T) {
 		seed, err = strconv.ParseUint(s, 10, 64)
 		must(t, err)
 	}
-	for i := range uint64(30) {
+	n := uint64(30)
+	if s := os.Getenv("FLAT_STACKS"); s != "" {
+		var err error
+		n, err = strconv.ParseUint(s, 10, 64)
+		must(t, err)
+	}
+	for i := range n {
 		seed := seed + i
 		ok := t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { randomStack(t, rand.New(rand.NewPCG(seed, 0))) })
 		if !ok {

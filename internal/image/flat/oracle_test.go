@@ -96,7 +96,7 @@ func oracleApply(t *testing.T, dir, layer string) {
 	}
 	for _, h := range headers {
 		p := path.Clean("/" + h.Name)
-		if strings.HasPrefix(path.Base(p), ".wh.") {
+		if strings.HasPrefix(path.Base(p), ".wh.") || void(p) {
 			continue
 		}
 		st, err := os.Lstat(dir + p)

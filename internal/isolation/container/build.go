@@ -62,12 +62,11 @@ func (c *instance) build(p *sys.Program) made {
 			p.Setns("enter the other container's "+j.name+" namespace", sys.Int(int(f)), j.flag)
 		}
 	}
-	if ns.Join["user"] != 0 {
-		// What is made now belongs to the user namespace that was entered.
-		p.Unshare("make namespaces", c.newNamespaces()&^syscall.CLONE_NEWPID)
-		if c.reforks() {
-			p.Refork("make a PID namespace", syscall.CLONE_NEWPID)
-		}
+	// Made here and not by the clone, since it takes longer than all that the
+	// parent does meanwhile; the network namespace most of it.
+	p.Unshare("make namespaces", c.newNamespaces()&^(syscall.CLONE_NEWPID|syscall.CLONE_NEWUSER))
+	if c.reforks() {
+		p.Refork("make a PID namespace", syscall.CLONE_NEWPID)
 	}
 	// Both are undone by a change of ids.
 	p.NotDumpable()
@@ -104,12 +103,13 @@ func (c *instance) build(p *sys.Program) made {
 		path := "sys/" + sysctlPath(k)
 		m.sysctls[k] = p.WriteBelow(fmt.Sprintf("set sysctl %q to %q", k, s.Sysctls[k]), sys.Of(m.proc), path, s.Sysctls[k], true)
 	}
+	p.Report()
 	p.Await() // control group
 	if ns.Cgroup {
 		p.Unshare("make a control group namespace", cloneNewCgroup)
 		m.cgroups = buildCgroups(p)
+		p.Report()
 	}
-	p.Report()
 	p.Await() // Start
 	return m
 }
@@ -145,7 +145,7 @@ func (c *instance) newNamespaces() uintptr {
 func (c *instance) cloneOptions() (o sys.CloneOptions, err error) {
 	ns := &c.spec.Namespaces
 	if ns.Join["user"] == 0 {
-		o.Flags = uint64(c.newNamespaces())
+		o.Flags = uint64(c.newNamespaces() & (syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID))
 	}
 	if f := ns.Join["pid"]; f != 0 {
 		// A second descriptor, so that closing it leaves the spec's alone.

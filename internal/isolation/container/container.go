@@ -68,13 +68,8 @@ func (d *Driver) Create(ctx context.Context, spec *isolation.Spec) (_ isolation.
 		}
 	}()
 
-	p, err := sys.NewProgram(programSize(&spec.Process))
-	if err != nil {
-		return nil, err
-	}
-	c.program = p
-	made := c.build(p)
-
+	// Three things go on at once: the control group, the file system on a
+	// thread of its own, and the child.
 	group := make(chan error, 1)
 	go func() {
 		g, warnings, err := cgroup.Create(spec.Resources.CgroupParent+"/"+spec.ID, &spec.Resources, spec.Devices...)
@@ -84,46 +79,27 @@ func (d *Driver) Create(ctx context.Context, spec *isolation.Spec) (_ isolation.
 		}
 		group <- err
 	}()
-	joined := make(chan error, 1) // that goroutine's and the next one's only end
+	mapped := make(chan bool, 1)
+	furnished := make(chan error, 1)
+	go func() { furnished <- sys.OnThread(func(t *sys.Thread) error { return c.furnish(t, mapped) }) }()
 
-	clone, err := c.cloneOptions()
+	err = c.begin()
+	mapped <- err == nil
+	groupErr := <-group
 	if err == nil {
-		c.child, err = p.Clone(clone)
-	}
-	if clone.PIDNamespace != nil {
-		_ = clone.PIDNamespace.Close()
-	}
-	if err != nil {
-		<-group
-		return nil, err
-	}
-	if err := c.mapIDs(); err != nil {
-		<-group
-		return nil, err
-	}
-	if c.reforks() {
-		if err := c.child.WaitRefork(); err != nil {
-			<-group
-			return nil, startError(err)
-		}
-	}
-	go func() {
-		err := <-group
-		if err == nil {
+		if err = groupErr; err == nil {
 			err = c.group.Add(c.child.Pid)
 		}
 		if err == nil {
 			err = c.child.Continue()
 		}
 		if err != nil {
-			// The thread below waits for a report that will not come otherwise.
+			// The thread waits for a report that will not come otherwise.
 			_ = sys.PidfdSignal(c.child.Pidfd, syscall.SIGKILL)
 		}
-		joined <- err
-	}()
-	err = sys.OnThread(func(t *sys.Thread) error { return c.furnish(t, made) })
-	if e := <-joined; e != nil {
-		err = e // the cause, where both failed
+	}
+	if e := <-furnished; err == nil {
+		err = e // otherwise it is a consequence
 	}
 	if err != nil {
 		return nil, err
@@ -132,6 +108,34 @@ func (d *Driver) Create(ctx context.Context, spec *isolation.Spec) (_ isolation.
 		return nil, err
 	}
 	return c, nil
+}
+
+// begin clones the child and gives it its maps.
+func (c *instance) begin() error {
+	p, err := sys.NewProgram(programSize(&c.spec.Process))
+	if err != nil {
+		return err
+	}
+	c.program = p
+	c.made = c.build(p)
+	o, err := c.cloneOptions()
+	if err != nil {
+		return err
+	}
+	c.child, err = p.Clone(o)
+	if o.PIDNamespace != nil {
+		_ = o.PIDNamespace.Close()
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.mapIDs(); err != nil {
+		return err
+	}
+	if c.reforks() {
+		return startError(c.child.WaitRefork())
+	}
+	return nil
 }
 
 // check refuses what no engine should have written.

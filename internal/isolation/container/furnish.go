@@ -18,7 +18,8 @@ import (
 
 // furnish makes the file system of the container on a thread that ends inside
 // its mount namespace. Files that it makes belong to the container's root.
-func (c *instance) furnish(t *sys.Thread, m made) error {
+// mapped says when the child has its user namespace, or that there is none.
+func (c *instance) furnish(t *sys.Thread, mapped <-chan bool) error {
 	s := c.spec
 	image, err := sys.Dup(int(s.Root.Image), "image")
 	if err != nil {
@@ -33,6 +34,15 @@ func (c *instance) furnish(t *sys.Thread, m made) error {
 	if err := t.FileIDs(c.hostUID(0), c.hostGID(0)); err != nil {
 		return err
 	}
+	dev, err := c.makeDev()
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	if !<-mapped {
+		return errors.New("cannot furnish a container that has no process")
+	}
+	m := c.made
 	var userns *os.File
 	if c.shifted() {
 		// A joined one is entered by the child later than this; its descriptor is here.
@@ -46,11 +56,6 @@ func (c *instance) furnish(t *sys.Thread, m made) error {
 		}
 		defer userns.Close()
 	}
-	dev, err := c.makeDev()
-	if err != nil {
-		return err
-	}
-	defer dev.Close()
 	if c.root, err = c.makeRoot(image, layer, userns); err != nil {
 		return err
 	}
@@ -69,14 +74,24 @@ func (c *instance) furnish(t *sys.Thread, m made) error {
 	if err := t.PivotRoot(c.root); err != nil {
 		return err
 	}
-	if err := c.attachStandard(dev, m); err != nil {
+	sysfs, err := c.attachStandard(dev, m)
+	if err != nil {
 		return err
 	}
+	defer sysfs.Close()
 	if err := c.attachWanted(sources, m); err != nil {
 		return err
 	}
 	if err := c.protect(dev); err != nil {
 		return err
+	}
+	if len(m.cgroups) > 0 {
+		if err := c.child.WaitReport(); err != nil {
+			return startError(err)
+		}
+		if err := c.attachCgroups(sysfs, m.cgroups); err != nil {
+			return err
+		}
 	}
 	if cwd := s.Process.Cwd; cwd != "" && cwd != "/" {
 		dir, err := sys.OpenTarget(c.root, cwd, true)
@@ -292,25 +307,22 @@ func wanted(s *isolation.Spec) []isolation.Mount {
 }
 
 // attachStandard attaches /proc, /sys and /dev. They must be plain directories
-// of the root (CVE-2019-19921).
-func (c *instance) attachStandard(dev *os.File, m made) error {
-	var err error
+// of the root (CVE-2019-19921). It returns the root of /sys.
+func (c *instance) attachStandard(dev *os.File, m made) (sysfs *os.File, err error) {
 	if c.proc, err = c.program.Take(m.proc, "proc"); err != nil {
-		return err
+		return nil, err
 	}
 	if c.pts, err = c.program.Take(m.devpts, "devpts"); err != nil {
-		return err
+		return nil, err
 	}
-	sysfs, err := c.program.Take(m.sysfs, "sysfs")
-	if err != nil {
-		return err
-	}
-	defer sysfs.Close()
 	mqueue, err := c.program.Take(m.mqueue, "mqueue")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer mqueue.Close()
+	if sysfs, err = c.program.Take(m.sysfs, "sysfs"); err != nil {
+		return nil, err
+	}
 	for _, a := range []struct {
 		parent *os.File
 		name   string
@@ -320,16 +332,16 @@ func (c *instance) attachStandard(dev *os.File, m made) error {
 		{dev, "pts", c.pts}, {dev, "mqueue", mqueue},
 	} {
 		at, err := sys.OpenPlainDir(a.parent, a.name)
-		if err != nil {
-			return err
+		if err == nil {
+			err = sys.AttachAt(a.mount, at)
+			_ = at.Close()
 		}
-		err = sys.AttachAt(a.mount, at)
-		_ = at.Close()
 		if err != nil {
-			return err
+			_ = sysfs.Close()
+			return nil, err
 		}
 	}
-	return c.attachCgroups(sysfs, m.cgroups)
+	return sysfs, nil
 }
 
 // procTargets are the only files of /proc that may be mounted over, as in runc:

@@ -23,6 +23,7 @@ type instance struct {
 	binds   []isolation.Mount // the network's files and the spec's mounts
 	child   *sys.Child        // the first process
 	program *sys.Program
+	made    made // by the program
 	group   *cgroup.Group
 	root    *os.File // the root's mount (O_PATH)
 	proc    *os.File // its /proc

@@ -70,7 +70,7 @@ func (c *instance) grantable() uint64 {
 	return have & known
 }
 
-// startError turns what a program reports into the contract's error.
+// startError turns what a program reports into the contract's error; nil stays nil.
 func startError(err error) error {
 	var pe *sys.ProgramError
 	if !errors.As(err, &pe) {

@@ -77,7 +77,7 @@ func TestExec(t *testing.T) {
 	root := busybox(t)
 	i := sleeper(t, root, nil)
 	script := `id -u; for n in user mnt pid net ipc uts cgroup; do test "$(readlink /proc/self/ns/$n)" = "$(readlink /proc/1/ns/$n)" || echo other $n; done
-		grep CapEff /proc/self/status; cat /proc/self/cgroup | cut -d: -f3 | sort -u; ls /proc/$$/fd | tr '\n' ' '; echo $HOME; echo > /dev/stdout`
+		grep CapEff /proc/self/status; cat /proc/self/cgroup | cut -d: -f3 | sort -u; ls /proc/$$/fd > /tmp/fds; echo $(cat /tmp/fds) $HOME; echo > /dev/stdout`
 	if out, exit := execIn(t, i, command("sh", "-c", script)); exit.Code != 0 || out != "0\nCapEff:\t00000000800405fb\n/\n0 1 2 /root\n\n" {
 		t.Errorf("%q %+v", out, exit)
 	}

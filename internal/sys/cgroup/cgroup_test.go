@@ -97,7 +97,7 @@ func start(t *testing.T, g *Group, script string, out *strings.Builder) *exec.Cm
 func TestLimitsHold(t *testing.T) {
 	r := &isolation.Resources{
 		MemoryBytes: 48 << 20, SwapBytes: 48 << 20, MemoryLow: 16 << 20,
-		CPUQuota: 50000, CPUPeriod: 100000, CPUShares: 512, CpusetCpus: "0", Pids: 4,
+		CPUQuota: 20000, CPUPeriod: 100000, CPUShares: 512, CpusetCpus: "0", Pids: 4,
 	}
 	g := create(t, "limits", r)
 	s, err := g.Stats()
@@ -113,7 +113,7 @@ func TestLimitsHold(t *testing.T) {
 	if !strings.Contains(full, "fork") {
 		t.Errorf("five processes in a group of four: %q", full)
 	}
-	out, err := in(t, g, "grep Cpus_allowed_list /proc/self/status; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done")
+	out, err := in(t, g, "grep Cpus_allowed_list /proc/self/status; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")
 	if err != nil || !strings.Contains(out, "Cpus_allowed_list:\t0\n") {
 		t.Errorf("cpuset: %q %v", out, err)
 	}

@@ -99,7 +99,7 @@ func TestWritableDisk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if used := info.Sys().(*syscall.Stat_t).Blocks * 512; info.Size() != size || used > 2<<20 {
+		if used := info.Sys().(*syscall.Stat_t).Blocks * 512; info.Size() != size || used > 1<<20 {
 			t.Errorf("a disk of %d MiB has %d bytes and takes %d KiB", size>>20, info.Size(), used>>10)
 		}
 		fsck, err := lookSbin("e2fsck")

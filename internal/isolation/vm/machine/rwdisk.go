@@ -22,7 +22,7 @@ const WritableDisk = "rw.ext4"
 const minDisk = 64 << 20
 
 // openWritable opens the disk at path, made from an empty template if missing.
-// A new one of 16 GiB takes some 1.2 MiB of the host's disk: it is sparse, its journal is small, and its inode tables are marked as zeroed, so
+// A new one of 16 GiB takes some 300 KiB of the host's disk: it is sparse, its journal is small, and its inode tables are marked as zeroed, so
 // that no guest ever writes zeros into them.
 func openWritable(ctx context.Context, cache, path string, size int64) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
@@ -54,7 +54,7 @@ func openWritable(ctx context.Context, cache, path string, size int64) (*os.File
 
 // emptyDisk makes, once for each size, an empty ext4 file system.
 func emptyDisk(ctx context.Context, cache string, size int64) (string, error) {
-	path := filepath.Join(cache, fmt.Sprintf("empty-%dm.ext4", size>>20))
+	path := filepath.Join(cache, fmt.Sprintf("empty-%s-%dm.ext4", recipe, size>>20))
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
@@ -75,10 +75,12 @@ func emptyDisk(ctx context.Context, cache string, size int64) (string, error) {
 		return "", fmt.Errorf("cannot make an empty disk of %d bytes: %w", size, err)
 	}
 	// The file is sparse and so already zero: mkfs punches holes instead of
-	// writing inode tables, and marks them as zeroed. No resize inode: the disk
-	// can be grown off-line. No reserved blocks: all of it is the container's.
-	cmd := exec.CommandContext(ctx, program, "-q", "-F", "-m", "0", "-J", "size=4",
-		"-O", "^resize_inode", "-E", "lazy_itable_init=0,lazy_journal_init=1,root_owner=0:0", f.Name())
+	// writing inode tables, and marks them as zeroed. No reserved blocks: all of
+	// it is the container's. Every feature is named, so that the host's
+	// mke2fs.conf does not matter; a guest kernel of 5.x knows all of them.
+	cmd := exec.CommandContext(ctx, program, "-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-I", "256", "-J", "size=4",
+		"-O", "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum",
+		"-E", "lazy_itable_init=0,lazy_journal_init=1,root_owner=0:0", f.Name())
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "MKE2FS_CONFIG=/dev/null", "LC_ALL=C"}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("cannot make an empty disk: mkfs.ext4: %w: %s", err, strings.TrimSpace(string(out)))
