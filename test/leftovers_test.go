@@ -39,7 +39,6 @@ func TestNothingIsLeftBehind(t *testing.T) {
 func TestKilledEngineLeavesNothing(t *testing.T) {
 	e := proatest.New(t)
 	e.ImportBusybox("bb")
-	e.MustDocker("run", "--rm", "bb", "true")
 	before := e.Traces()
 	seed := uint64(time.Now().UnixNano())
 	rng := rand.New(rand.NewPCG(seed, 1))

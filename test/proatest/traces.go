@@ -41,7 +41,7 @@ func (e *Engine) Traces() Traces {
 				continue // somebody else's
 			}
 			// Images stay mounted for a while after their last use.
-			if pid != "1" && strings.HasPrefix(fields[4], filepath.Join(e.ExecRoot, "images")) {
+			if pid != "1" && strings.HasPrefix(fields[4], filepath.Join(e.ExecRoot, "image")) {
 				continue
 			}
 			if pid != "1" && !strings.HasPrefix(fields[4], e.Dir) {
@@ -69,6 +69,9 @@ func (e *Engine) Traces() Traces {
 					l = f[1]
 				}
 			}
+			if kind == "routes" && strings.Contains(l, "fe80::") {
+				continue // link-local addresses come when the kernel is done probing
+			}
 			add(kind, l)
 		}
 	}
@@ -95,11 +98,8 @@ func (e *Engine) Traces() Traces {
 			if err != nil {
 				return nil
 			}
-			if rel, _ := filepath.Rel(e.ExecRoot, p); rel == "images" || rel == "proad.log" || strings.HasPrefix(rel, "images/") {
-				if d.IsDir() {
-					return fs.SkipDir
-				}
-				return nil
+			if p == filepath.Join(e.ExecRoot, "image") {
+				return fs.SkipDir
 			}
 			add("files", p)
 			return nil
