@@ -29,7 +29,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 
 	"github.com/containerd/errdefs"
 
@@ -95,7 +94,7 @@ func (d *Driver) Create(ctx context.Context, spec *isolation.Spec) (_ isolation.
 		}
 		if err != nil {
 			// The thread waits for a report that will not come otherwise.
-			_ = sys.PidfdSignal(c.child.Pidfd, syscall.SIGKILL)
+			c.child.Abandon()
 		}
 	}
 	if e := <-furnished; err == nil {

@@ -32,7 +32,6 @@ func TestInside(t *testing.T) {
 		echo x > /dev/null
 		echo out > /dev/stdout
 		grep CapEff /proc/self/status
-		ls /proc/1/fd > /tmp/fds; echo fds $(cat /tmp/fds)
 		grep NoNewPrivs /proc/1/status
 		cat /proc/sys/net/ipv4/ip_unprivileged_port_start
 		echo cgroup $(cat /proc/self/cgroup | cut -d: -f3 | sort -u)
@@ -41,7 +40,7 @@ func TestInside(t *testing.T) {
 		fmt.Sprintf("uid_map 0 %d %d\n", idHost, idSize), fmt.Sprintf("gid_map 0 %d %d\n", idHost, idSize),
 		"host box pid 1\n", "id uid=0(root) gid=0(root) groups=0(root)\n", "home /root\n", "links unknown lo\n",
 		"dev core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero\n", "\n4\n", "\nout\n",
-		"CapEff:\t00000000800405fb\n", "fds 0 1 2\nNoNewPrivs:\t0\n", "\n0\n", "cgroup /\n",
+		"CapEff:\t00000000800405fb\n", "NoNewPrivs:\t0\n", "\n0\n", "cgroup /\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in:\n%s", want, out)
@@ -52,8 +51,8 @@ func TestInside(t *testing.T) {
 // The fallback of DESIGN: the host's user namespace, and nothing else changes.
 func TestHostUserNamespace(t *testing.T) {
 	root := busybox(t)
-	out := shell(t, root, "cat /proc/self/uid_map; id -u; cat /proc/sys/net/ipv4/ping_group_range; touch /f; ls -ln /f; ls /proc/1/fd > /tmp/fds; echo $(cat /tmp/fds)", func(s *isolation.Spec) { s.Namespaces.User = false })
-	for _, want := range []string{"0          0 4294967295\n0\n0\t65535\n", "1 0        0 ", "\n0 1 2\n"} {
+	out := shell(t, root, "cat /proc/self/uid_map; id -u; cat /proc/sys/net/ipv4/ping_group_range; touch /f; ls -ln /f", func(s *isolation.Spec) { s.Namespaces.User = false })
+	for _, want := range []string{"0          0 4294967295\n0\n0\t65535\n", "1 0        0 "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in:\n%s", want, out)
 		}

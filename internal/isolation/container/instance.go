@@ -158,7 +158,10 @@ func (c *instance) Delete(context.Context) error {
 	if gone {
 		return nil
 	}
-	err := c.kill()
+	var err error
+	if len(procs) > 0 { // otherwise discard sees to the child
+		err = c.kill()
+	}
 	for _, p := range procs {
 		<-p.ended
 	}
@@ -187,6 +190,7 @@ func (c *instance) discard() error {
 		unwaited := c.main == nil
 		c.mu.Unlock()
 		if unwaited {
+			c.child.Abandon()
 			_ = c.kill()
 			_, _, err = sys.PidfdReap(c.child.Pidfd)
 		}
