@@ -63,7 +63,7 @@ func (Driver) Create(ctx context.Context, spec *isolation.Spec) (_ isolation.Ins
 	limits := vmmLimits(spec.Resources, m)
 	var devices []isolation.Device
 	if !m.Emulated {
-		devices = append(devices, isolation.Device{Path: kvmDevice, Type: "c", Major: 10, Minor: 232, Allow: "rw"})
+		devices = append(devices, isolation.Device{Path: kvmDevice, Type: "c", Major: 10, Minor: 232, Allow: "rwm"})
 	}
 	i.group, _, err = cgroup.Create(path.Join(spec.Resources.CgroupParent, spec.ID), &limits, devices...)
 	if err != nil {

@@ -32,8 +32,9 @@ import (
 // All of it is done between clone and exec by a program of system calls
 // (sys.Program): nothing of ours runs inside the jail.
 const (
-	rootFlags = syscall.MS_NOSUID | syscall.MS_NODEV
-	fileFlags = syscall.MS_BIND | syscall.MS_REMOUNT | syscall.MS_RDONLY | syscall.MS_NOSUID | syscall.MS_NODEV
+	rootFlags = syscall.MS_NOSUID
+	doneFlags = syscall.MS_BIND | syscall.MS_REMOUNT | syscall.MS_RDONLY | rootFlags
+	fileFlags = doneFlags | syscall.MS_NODEV
 	kvmDevice = "/dev/kvm"
 	// coreLimit is RLIMIT_CORE: a core dump would hold the guest's memory.
 	coreLimit = 4
@@ -146,13 +147,20 @@ func buildRoot(p *sys.Program, dir string, paths []string) error {
 			continue
 		}
 		made[inside] = true
+		if strings.HasPrefix(path, "/dev/") {
+			// A node of our own: the host's /dev/kvm is for a group that the jailed user is not in.
+			var st syscall.Stat_t
+			if err := syscall.Stat(path, &st); err != nil {
+				return fmt.Errorf("cannot show %q to the VMM: %w", path, err)
+			}
+			p.Call(fmt.Sprintf("make device %q in the new root", inside), syscall.SYS_MKNODAT, atCWD, p.String(inside), sys.Int(st.Mode&syscall.S_IFMT|0o666), sys.Int(st.Rdev))
+			continue
+		}
 		p.Call(fmt.Sprintf("make file %q in the new root", inside), syscall.SYS_MKNODAT, atCWD, p.String(inside), sys.Int(syscall.S_IFREG|0o444), sys.Int(0))
 		p.Mount(path, inside, "", syscall.MS_BIND, "")
-		if !strings.HasPrefix(path, "/dev/") { // device nodes stay what they are: the null device, /dev/kvm
-			p.Mount("", inside, "", fileFlags, "")
-		}
+		p.Mount("", inside, "", fileFlags, "")
 	}
-	p.Mount("", dir, "", fileFlags, "")
+	p.Mount("", dir, "", doneFlags, "")
 	root := p.Call("open the new root", syscall.SYS_OPENAT, atCWD, p.String(dir), sys.Int(syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC), sys.Int(0))
 	p.PivotRoot(sys.Of(root))
 	return p.Err()

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // status reads one field of /proc/PID/status.
@@ -149,4 +150,25 @@ func readFile(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+// The jailed user, who is in no group, can open the jail's own /dev/kvm.
+// Whether a guest then runs is the host's affair.
+func TestKVMCanBeOpened(t *testing.T) {
+	if _, err := os.Stat("/dev/kvm"); err != nil {
+		t.Skip(err)
+	}
+	l := newLab(t, agentProgram)
+	l.forceKVM()
+	spec := l.spec("/bin/true")
+	l.bootLimit = 3 * time.Second
+	i, err := l.create(spec)
+	if err != nil {
+		t.Log(err)
+		if strings.Contains(err.Error(), "Could not access KVM") || strings.Contains(err.Error(), "cannot start the VMM") {
+			t.Error("the jail keeps QEMU from KVM")
+		}
+		return
+	}
+	t.Logf("a guest came up under KVM: %+v", i.Welcome())
 }

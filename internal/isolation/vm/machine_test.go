@@ -79,6 +79,28 @@ type lab struct {
 	home    string // the container's directory
 	run     string // the instance's directory
 	id      string
+
+	bootLimit time.Duration // 0: as prepared
+}
+
+// forceKVM replaces the factory by one that does not ask whether KVM works.
+func (l *lab) forceKVM() {
+	l.t.Helper()
+	kernel, err := kernelDir()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	agent, err := program(agentProgram)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.factory, err = machine.Open(machine.Config{
+		Dir: filepath.Join(filepath.Dir(agent), "vm"), KernelDirs: []string{kernel}, Agent: agent,
+		Accelerator: "kvm", UID: jailUser, GID: jailUser,
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
 }
 
 var factories sync.Map // program -> *machine.Factory, so that a kit is made once
@@ -178,6 +200,9 @@ func (l *lab) create(spec *isolation.Spec) (*vm.Instance, error) {
 		}
 		syscall.CloseOnExec(fd)
 		spec.Machine.Files[i] = isolation.File(fd)
+	}
+	if l.bootLimit > 0 {
+		spec.Machine.BootLimit = l.bootLimit
 	}
 	i, err := vm.Driver{}.Create(ctx, spec)
 	if err != nil {
