@@ -257,6 +257,22 @@ func TestExitAndSignals(t *testing.T) {
 	}
 }
 
+// A request longer than a frame, beside another one's stream.
+func TestLongRequest(t *testing.T) {
+	c := up(t)
+	long := strings.Repeat("x", 100<<10)
+	out, x := run(t, c, "echo ${#A} ${#B} ${#C}", func(p *isolation.Process) { p.Env = []string{"A=" + long, "B=" + long, "C=" + long} })
+	if out != "102400 102400 102400\n" {
+		t.Errorf("%q %+v", out, x)
+	}
+	// One variable beyond what the kernel takes (MAX_ARG_STRLEN) is execve's refusal, not ours.
+	var s *isolation.StartError
+	_, err := c.Exec(deadline(t), &isolation.Process{Args: []string{"true"}, Env: []string{"A=" + strings.Repeat("x", 200<<10)}}, isolation.Stdio{})
+	if !errors.As(err, &s) || s.Kind != isolation.StartFailed || !strings.Contains(s.Why, "argument list too long") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestStdio(t *testing.T) {
 	c := up(t)
 	big := bytes.Repeat([]byte("0123456789abcdef"), 3<<16) // 3 MiB

@@ -87,7 +87,7 @@ func (p *process) feed() {
 	if r == nil {
 		r = eof{}
 	}
-	_ = p.in.SendFrom(r, make([]byte, HeaderLen+8<<10), false)
+	_ = p.in.SendFrom(r, make([]byte, HeaderLen+16<<10), false)
 }
 
 type eof struct{}

@@ -126,7 +126,7 @@ func (in *Inbox) Deliver(w io.Writer) error {
 		in.r = (in.r + len(chunk)) % len(in.ring)
 		in.owed += len(chunk)
 		give := 0
-		if in.owed >= Window/4 && in.end == nil {
+		if in.owed >= Window/2 && in.end == nil {
 			give, in.owed = in.owed, 0
 			in.used -= give
 		}
