@@ -133,6 +133,8 @@ func (m *Manager) makeBridge() (int, error) {
 			// A container must not be able to give the host a route (CVE-2020-13401).
 			[2]string{conf6 + "accept_ra", "0"},
 			[2]string{conf6 + "accept_redirects", "0"},
+			// Nobody else has the bridge's addresses. While they are looked for, the host asks for no neighbour: over a second.
+			[2]string{conf6 + "accept_dad", "0"},
 		)
 	}
 	for _, s := range settings {

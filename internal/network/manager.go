@@ -181,7 +181,11 @@ func (m *Manager) Reserve(ctx context.Context, id string, r Request) (_ *Endpoin
 	}
 	l := &lease{Endpoint: Endpoint{ID: id, Kind: r.Kind}}
 	m.mu.Lock()
-	if m.leases[id] != nil || m.closed {
+	if m.closed {
+		m.mu.Unlock()
+		return nil, fmt.Errorf("cannot reserve network of %.12s: the engine is stopping: %w", id, errdefs.ErrUnavailable)
+	}
+	if m.leases[id] != nil {
 		m.mu.Unlock()
 		return nil, fmt.Errorf("cannot reserve network of %.12s: it has an endpoint already: %w", id, errdefs.ErrAlreadyExists)
 	}

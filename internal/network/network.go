@@ -2,9 +2,10 @@
 // one nftables table of the engine, and the three files that name things inside
 // (hosts, resolv.conf, hostname). It is the one package that speaks netlink.
 //
-// It never changes a rule, a link or a route that it did not make, never starts
-// a process and never enters an instance except to give its network card an
-// address. It does not know what runs behind an address.
+// It never changes a rule, a link or a route that it did not make, and never
+// enters an instance except to give its network card an address. It does not know
+// what runs behind an address. It starts no process, except that Blockers has nft
+// and iptables-save put foreign rules into words.
 //
 // # Who knows what
 //
@@ -26,6 +27,9 @@
 //	inside  -> published port   prerouting, then masqueraded, so that the answer comes back this way
 //	inside  -> outside          postrouting: masqueraded
 //	outside -> inside, directly forward: dropped (only translated or established traffic passes)
+//
+// IPv6 goes the same ways, except that a client on the host which tries ::1 is
+// refused: the kernel translates no IPv6 loopback.
 package network
 
 import (
