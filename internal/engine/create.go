@@ -68,6 +68,7 @@ func (e *Engine) Create(ctx context.Context, r CreateRequest) (CreateResult, err
 		release()
 		return none, fmt.Errorf("cannot record container %q: %w", rec.Name, err)
 	}
+	step("create: recorded")
 	b := newBox(*rec)
 	b.change(func(r *record, l *live) {
 		if r.Host.LogConfig.Type != "none" {
@@ -77,6 +78,7 @@ func (e *Engine) Create(ctx context.Context, r CreateRequest) (CreateResult, err
 	if err := e.makeVolumes(ctx, b); err != nil {
 		return none, errors.Join(err, e.erase(context.WithoutCancel(ctx), b, true))
 	}
+	step("create: volumes made")
 	e.mu.Lock()
 	e.byID[rec.ID] = b
 	e.mu.Unlock()

@@ -58,7 +58,9 @@ func (e *Engine) ended(b *box, sh *shim.Shim, r *run, exit isolation.Exit) {
 		l.tell(WaitResult{ExitCode: exit.Code, Error: exit.Error}, false)
 	})
 	e.emitDie(c)
+	step("exit: seen")
 	e.cleanUp(b, sh, parent)
+	step("exit: cleaned up")
 	close(r.done)
 
 	switch {

@@ -57,7 +57,7 @@ func (e *Engine) quiet(ctx context.Context, b *box, force bool) error {
 		case c.State == Restarting && !force:
 			return conflict("cannot remove container %q: container is restarting: stop the container before removing or force remove", "/"+c.Name)
 		case c.State == Restarting:
-			if err := e.giveUpRestart(ctx, b, false); err != nil {
+			if _, err := e.giveUpRestart(ctx, b); err != nil {
 				return err
 			}
 		case c.State.alive():
@@ -100,13 +100,16 @@ func (e *Engine) erase(ctx context.Context, b *box, volumes bool) (err error) {
 	if err != nil {
 		return err
 	}
+	step("remove: marked")
 	e.sweep(b.id, resourcesOf(rec.Host, e.cfg.CgroupParent).CgroupParent)
 	if err := e.cfg.Network.Release(ctx, b.id); err != nil {
 		return err
 	}
+	step("remove: network released")
 	if err := e.dropVolumes(ctx, &rec, volumes); err != nil {
 		return err
 	}
+	step("remove: volumes dropped")
 
 	b.mu.Lock()
 	b.gone = true // from here on nobody saves it
@@ -123,6 +126,7 @@ func (e *Engine) erase(ctx context.Context, b *box, volumes bool) (err error) {
 		b.mu.Unlock()
 		return err
 	}
+	step("remove: record deleted")
 	if err := sys.RemoveTree(marker); err != nil {
 		// The record is gone and so is the container; the next engine tries again.
 		e.cfg.Log.Error("cannot remove the files of a removed container", "dir", marker, "err", err)

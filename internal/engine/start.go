@@ -126,6 +126,7 @@ func (e *Engine) launch(ctx context.Context, b *box) (_ *shim.Shim, pid int, err
 		return nil, 0, err
 	}
 	back.add(func() { os.RemoveAll(p.dir) })
+	step("start: directories made")
 	if p.seccomp, err = seccompOf(rec.Host); err != nil {
 		return nil, 0, err
 	}
@@ -146,10 +147,12 @@ func (e *Engine) launch(ctx context.Context, b *box) (_ *shim.Shim, pid int, err
 	if err := e.openMounts(ctx, b, &rec, &p, &files); err != nil {
 		return nil, 0, err
 	}
+	step("start: mounts open")
 	endpoint, err := e.reserveNetwork(ctx, b, &rec, &p, &files, &back)
 	if err != nil {
 		return nil, 0, err
 	}
+	step("start: network reserved")
 	spec, err := buildSpec(&rec, p)
 	if err != nil {
 		return nil, 0, err
@@ -173,18 +176,22 @@ func (e *Engine) launch(ctx context.Context, b *box) (_ *shim.Shim, pid int, err
 		return nil, 0, err
 	}
 	back.add(func() { e.destroy(b.id, spec.Resources.CgroupParent, sh) })
+	step("start: shim runs")
 	if pid, err = sh.Create(ctx); err != nil {
 		return nil, 0, err
 	}
+	step("start: created")
 	if endpoint != nil && rec.Kind == isolation.Container {
 		if err := e.plug(ctx, b.id, pid); err != nil {
 			return nil, 0, err
 		}
 	}
+	step("start: plugged")
 	e.linkAttached(ctx, b, sh)
 	if err := sh.Start(ctx); err != nil {
 		return nil, 0, err
 	}
+	step("start: runs")
 	return sh, pid, nil
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/events"
+
+	"proa/internal/shim"
 )
 
 // killLimit is how long a killed instance may take to be gone before its shim
@@ -49,7 +51,10 @@ func (e *Engine) stopRun(ctx context.Context, b *box, o StopOptions, restarting 
 		return false, err
 	}
 	if c.State == Restarting {
-		return true, e.giveUpRestart(ctx, b, restarting)
+		if given, err := e.giveUpRestart(ctx, b); given || err != nil {
+			return true, err
+		}
+		return e.stopRun(ctx, b, o, restarting) // it was started meanwhile
 	}
 	sh, err := b.shim()
 	if err != nil {
@@ -79,7 +84,7 @@ func (e *Engine) stopRun(ctx context.Context, b *box, o StopOptions, restarting 
 		return false, fmt.Errorf("cannot stop container: %s: %w", b.id, err)
 	}
 	if c.State == Paused {
-		if err := sh.Resume(ctx); err != nil && !gone(err) {
+		if err := e.thaw(ctx, b, sh); err != nil {
 			return false, fmt.Errorf("cannot resume container %s to stop it: %w", b.id, err)
 		}
 	}
@@ -112,7 +117,7 @@ func (e *Engine) killRun(ctx context.Context, b *box) error {
 		e.cfg.Log.Warn("cannot kill a container by signal", "id", short(b.id), "err", err)
 	}
 	if paused {
-		if err := sh.Resume(ctx); err != nil && !gone(err) {
+		if err := e.thaw(ctx, b, sh); err != nil {
 			e.cfg.Log.Warn("cannot resume a killed container", "id", short(b.id), "err", err)
 		}
 	}
@@ -133,22 +138,34 @@ func (e *Engine) killRun(ctx context.Context, b *box) error {
 	return refusef(errdefs.ErrUnavailable, "container %s does not end although it was killed", short(b.id))
 }
 
-// giveUpRestart ends the pause between two runs. For a restart by hand the
-// start follows.
-func (e *Engine) giveUpRestart(ctx context.Context, b *box, restarting bool) error {
-	if err := b.lock(ctx); err != nil {
+// thaw lets a paused container meet the signal that it got.
+func (e *Engine) thaw(ctx context.Context, b *box, sh *shim.Shim) error {
+	if err := sh.Resume(ctx); err != nil && !gone(err) {
 		return err
+	}
+	b.change(func(r *record, _ *live) {
+		if r.State == Paused {
+			r.State = Running
+		}
+	})
+	return nil
+}
+
+// giveUpRestart ends the pause between two runs. False: there is none any more.
+func (e *Engine) giveUpRestart(ctx context.Context, b *box) (bool, error) {
+	if err := b.lock(ctx); err != nil {
+		return false, err
 	}
 	defer b.unlock()
 	if b.snap.Load().State != Restarting {
-		return nil
+		return false, nil
 	}
 	e.unplan(b)
 	b.change(func(r *record, l *live) {
 		r.State, r.StoppedByUser = Exited, true
 		l.tell(WaitResult{ExitCode: r.ExitCode}, false)
 	})
-	return e.saves.save(b)
+	return true, e.saves.save(b)
 }
 
 // gone says that the process or its shim has ended already.
