@@ -136,6 +136,40 @@ func TestLostIndexIsMadeAgain(t *testing.T) {
 	}
 }
 
+// Damage of one image is said, hides no other image, and is mended by loading
+// the image again.
+func TestDamagedLayer(t *testing.T) {
+	warned := 0
+	home := t.TempDir()
+	s := openAt(t, home, nil)
+	a := ociArchive(t, gzipped, hello(t, "hello"))
+	load(t, s, a)
+	load(t, s, ociArchive(t, gzipped, sample{names: []string{"other"}, layers: [][]byte{tarOf(t, file{name: "x", body: "x"})}}))
+	img := get(t, s, "hello")
+	if err := os.Truncate((&flat.Layer{Dir: s.layerDir(img.Config.RootFS.DiffIDs[1])}).Tree(), 10); err != nil {
+		t.Fatal(err)
+	}
+	closeTest(t, s)
+
+	s = openAt(t, home, func(c *Config) { c.Warn = func(error) { warned++ } })
+	list, err := s.List(context.Background())
+	if err != nil || len(list) != 2 || warned == 0 {
+		t.Errorf("List: %d images, %d warnings, %v", len(list), warned, err)
+	}
+	load(t, s, a)
+	m, err := s.Mount(context.Background(), img.ID.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if got, err := read(t, m, "/bin/run"); err != nil || len(got) != 9000 {
+		t.Errorf("/bin/run: %d bytes, %v", len(got), err)
+	}
+	if again := get(t, s, "hello"); again.Size != img.Size {
+		t.Errorf("size %d, was %d", again.Size, img.Size)
+	}
+}
+
 func TestMountErrors(t *testing.T) {
 	s := openTest(t)
 	for _, id := range []string{"", "hello", "sha256:" + strings.Repeat("0", 64)} {

@@ -152,6 +152,10 @@ func (s *Store) List(ctx context.Context) ([]*Image, error) {
 		if errdefs.IsNotFound(err) {
 			continue // removed since the list was read
 		}
+		if errdefs.IsDataLoss(err) {
+			s.warn(err) // one damaged image must not hide the others
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -211,7 +215,8 @@ func (s *Store) image(ctx context.Context, id digest.Digest, all []images.Image)
 	for _, d := range p.oci.RootFS.DiffIDs {
 		l, err := s.layerSize(d)
 		if err != nil {
-			return nil, err
+			s.warn(err) // it can still be looked at, removed and loaded again
+			continue
 		}
 		img.Size += l.files
 	}

@@ -65,11 +65,9 @@ func (s *Store) Usage(ctx context.Context) (*Usage, error) {
 			if images[d] < 2 {
 				continue
 			}
-			l, err := s.layerSize(d)
-			if err != nil {
-				return nil, err
+			if l, err := s.layerSize(d); err == nil { // List has warned of it
+				iu.Shared += l.files
 			}
-			iu.Shared += l.files
 		}
 		u.Images = append(u.Images, iu)
 	}
