@@ -153,6 +153,24 @@ func (p *Program) DetachFiles(stdin, stdout, stderr Arg) {
 	p.Call("close other descriptors", unix.SYS_CLOSE_RANGE, Int(4), Int(uint32(0xffffffff)), Int(0))
 }
 
+// DefaultSignals unblocks all signals and gives them their default actions;
+// what a parent ignores would stay ignored over execve.
+func (p *Program) DefaultSignals() {
+	none := p.Bytes(make([]byte, 64)) // struct sigaction, and an empty set
+	p.Call("unblock signals", unix.SYS_RT_SIGPROCMASK, Int(unix.SIG_SETMASK), none, Int(0), Int(8))
+	for sig := 1; sig < 32; sig++ {
+		if s := syscall.Signal(sig); s != syscall.SIGKILL && s != syscall.SIGSTOP {
+			p.Call("reset a signal", unix.SYS_RT_SIGACTION, Int(sig), none, Int(0), Int(8))
+		}
+	}
+}
+
+// NewKeyring gives the child a session keyring of its own, so that it cannot
+// look into the engine's. A kernel without keyrings is no failure.
+func (p *Program) NewKeyring() {
+	p.Try("make a session keyring", unix.SYS_KEYCTL, Int(unix.KEYCTL_JOIN_SESSION_KEYRING), Int(0))
+}
+
 // NewSession makes the child the leader of a session without a terminal.
 func (p *Program) NewSession() { p.CallUnless(unix.EPERM, "start a session", unix.SYS_SETSID) }
 

@@ -13,10 +13,15 @@ import (
 // Exec runs one more process: born in the container's PID namespace, it enters
 // the other namespaces of the first process, and goes the same last steps as
 // that one did.
-func (c *instance) Exec(_ context.Context, s *isolation.Process, stdio isolation.Stdio) (isolation.Running, error) {
-	if err := c.alive(); err != nil {
-		return nil, err
-	}
+func (c *instance) Exec(_ context.Context, s *isolation.Process, stdio isolation.Stdio) (run isolation.Running, err error) {
+	err = c.step(started, started, func() error {
+		run, err = c.exec(s, stdio)
+		return err
+	})
+	return run, err
+}
+
+func (c *instance) exec(s *isolation.Process, stdio isolation.Stdio) (isolation.Running, error) {
 	fail := func(err error) (isolation.Running, error) {
 		return nil, processError(err, s)
 	}
@@ -63,7 +68,7 @@ func (c *instance) Exec(_ context.Context, s *isolation.Process, stdio isolation
 	}
 	err = c.group.Add(child.Pid)
 	if err == nil {
-		err = c.limits(child.Pid, s)
+		err = c.limits(child.Pid, c.inherit(s))
 	}
 	if err == nil {
 		if err = child.Continue(); err == nil {
@@ -83,6 +88,19 @@ func (c *instance) Exec(_ context.Context, s *isolation.Process, stdio isolation
 	c.mu.Unlock()
 	run.begin()
 	return run, nil
+}
+
+// inherit gives an exec'd process the main one's limits where it has none of
+// its own.
+func (c *instance) inherit(s *isolation.Process) *isolation.Process {
+	p := *s
+	if len(p.Rlimits) == 0 {
+		p.Rlimits = c.spec.Process.Rlimits
+	}
+	if p.OOMScoreAdj == 0 {
+		p.OOMScoreAdj = c.spec.Process.OOMScoreAdj
+	}
+	return &p
 }
 
 // namespacesToEnter are those of the first process that are not the engine's;

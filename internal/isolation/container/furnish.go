@@ -39,6 +39,9 @@ func (c *instance) furnish(t *sys.Thread, mapped <-chan bool) error {
 		return err
 	}
 	defer dev.Close()
+	if c.null, err = sys.OpenInRoot(dev, "null", syscall.O_RDWR, 0); err != nil {
+		return err
+	}
 	if !<-mapped {
 		return errors.New("cannot furnish a container that has no process")
 	}

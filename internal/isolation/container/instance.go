@@ -28,14 +28,15 @@ type instance struct {
 	root    *os.File // the root's mount (O_PATH)
 	proc    *os.File // its /proc
 	pts     *os.File // its devpts
+	null    *os.File // its /dev/null, open
 	// The main process's terminal, made by Create.
 	master, terminal *os.File
 
-	mu      sync.Mutex
-	state   state
-	main    *process
-	procs   map[*process]struct{} // running ones, the main one included
-	oomBase uint64
+	mu    sync.Mutex
+	state state
+	main  *process
+	procs map[*process]struct{} // running ones, the main one included
+	busy  sync.WaitGroup        // calls of Start and Exec; added to under mu
 }
 
 // state is how far the main process is.
@@ -44,28 +45,29 @@ type state string
 const (
 	created state = "created"
 	started state = "started"
+	paused  state = "paused"
 	deleted state = "deleted"
 )
 
-// step goes from one state to the next one, or says why not.
-func (c *instance) step(from, to state) error {
+// step goes from one state to the next one, or says why not. What do does in
+// between is seen by Delete, which waits for it; when it fails, the state stays.
+func (c *instance) step(from, to state, do func() error) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.state != from {
+		defer c.mu.Unlock()
 		return fmt.Errorf("cannot make a container %q that is %q: %w", to, c.state, errdefs.ErrFailedPrecondition)
 	}
 	c.state = to
-	return nil
-}
-
-// alive fails if the container is not running.
-func (c *instance) alive() error {
+	c.busy.Add(1)
+	c.mu.Unlock()
+	defer c.busy.Done()
+	err := do()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state != started {
-		return fmt.Errorf("cannot reach a container that is %q: %w", c.state, errdefs.ErrFailedPrecondition)
+	if err != nil && c.state == to {
+		c.state = from
 	}
-	return nil
+	return err
 }
 
 // Pid is the host's number of the container's first process.
@@ -73,10 +75,21 @@ func (c *instance) Pid() int { return c.child.Pid }
 
 // Start runs the main process. When it fails the container is of no use any
 // more and has to be deleted.
-func (c *instance) Start(_ context.Context, stdio isolation.Stdio) (isolation.Running, error) {
-	if err := c.step(created, started); err != nil {
-		return nil, err
-	}
+func (c *instance) Start(_ context.Context, stdio isolation.Stdio) (run isolation.Running, err error) {
+	err = c.step(created, started, func() error {
+		if c.program == nil {
+			return fmt.Errorf("cannot start a container whose start has failed: %w", errdefs.ErrFailedPrecondition)
+		}
+		run, err = c.start(stdio)
+		return err
+	})
+	return run, err
+}
+
+func (c *instance) start(stdio isolation.Stdio) (isolation.Running, error) {
+	program := c.program
+	defer program.Close()
+	c.program = nil
 	p := &c.spec.Process
 	user, err := c.lookup(p)
 	if err != nil {
@@ -87,21 +100,16 @@ func (c *instance) Start(_ context.Context, stdio isolation.Stdio) (isolation.Ru
 	if err != nil {
 		return nil, err
 	}
-	run := &process{instance: c, child: c.child, io: io, ended: make(chan struct{}), main: true}
-	c.finish(c.program, p, user, io, c.spec.Init)
-	err = c.child.Continue()
-	if err == nil {
+	c.finish(program, p, user, io, c.spec.Init)
+	if err = c.child.Continue(); err == nil {
 		err = c.child.WaitExec()
 	}
-	if err != nil {
-		err = processError(err, p)
-	}
-	c.program.Close()
 	io.closeTheirs()
 	if err != nil {
 		io.closeOurs()
-		return nil, err
+		return nil, processError(err, p)
 	}
+	run := &process{instance: c, child: c.child, io: io, ended: make(chan struct{}), main: true}
 	c.mu.Lock()
 	c.main = run
 	c.procs[run] = struct{}{}
@@ -111,20 +119,10 @@ func (c *instance) Start(_ context.Context, stdio isolation.Stdio) (isolation.Ru
 }
 
 // Pause stops every process.
-func (c *instance) Pause(context.Context) error {
-	if err := c.alive(); err != nil {
-		return err
-	}
-	return c.group.Freeze()
-}
+func (c *instance) Pause(context.Context) error { return c.step(started, paused, c.group.Freeze) }
 
 // Resume continues them.
-func (c *instance) Resume(context.Context) error {
-	if err := c.alive(); err != nil {
-		return err
-	}
-	return c.group.Thaw()
-}
+func (c *instance) Resume(context.Context) error { return c.step(paused, started, c.group.Thaw) }
 
 // Stats reads the control group.
 func (c *instance) Stats(context.Context) (*isolation.Stats, error) {
@@ -148,20 +146,24 @@ func (c *instance) Update(_ context.Context, r *isolation.Resources) error {
 // and namespaces vanish with the last process.
 func (c *instance) Delete(context.Context) error {
 	c.mu.Lock()
-	gone := c.state == deleted
+	was := c.state
 	c.state = deleted
+	c.mu.Unlock()
+	if was == deleted {
+		return nil
+	}
+	var err error
+	if was != created { // otherwise discard sees to the child
+		err = c.kill()
+		c.busy.Wait()
+		err = errors.Join(err, c.kill()) // what was being started meanwhile
+	}
+	c.mu.Lock()
 	procs := make([]*process, 0, len(c.procs))
 	for p := range c.procs {
 		procs = append(procs, p)
 	}
 	c.mu.Unlock()
-	if gone {
-		return nil
-	}
-	var err error
-	if len(procs) > 0 { // otherwise discard sees to the child
-		err = c.kill()
-	}
 	for _, p := range procs {
 		<-p.ended
 	}
@@ -199,7 +201,7 @@ func (c *instance) discard() error {
 	if c.program != nil {
 		c.program.Close()
 	}
-	for _, f := range []*os.File{c.root, c.proc, c.pts, c.master, c.terminal} {
+	for _, f := range []*os.File{c.root, c.proc, c.pts, c.null, c.master, c.terminal} {
 		if f != nil {
 			_ = f.Close()
 		}

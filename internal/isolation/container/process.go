@@ -25,6 +25,8 @@ func (c *instance) finish(p *sys.Program, s *isolation.Process, user who, io *st
 		p.Reaper("proa-init")
 		p.DieWithParent() // of the reaper
 	}
+	p.DefaultSignals()
+	p.NewKeyring()
 	p.NewSession()
 	if s.Terminal {
 		p.TakeTerminal(sys.Int(0))
@@ -132,7 +134,7 @@ func (p *process) begin() {
 		p.err = err
 		c := p.instance
 		if p.main {
-			if kills, err := c.group.OOMKills(); err == nil && kills > c.oomBase {
+			if kills, err := c.group.OOMKills(); err == nil && kills > 0 {
 				p.exit.OOMKilled = true
 			}
 			if !c.spec.Namespaces.PID || c.spec.Namespaces.Join["pid"] != 0 {

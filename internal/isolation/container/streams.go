@@ -14,6 +14,7 @@ import (
 // streams are the ends of one process's standard descriptors.
 type streams struct {
 	stdio  isolation.Stdio
+	stdin  bool        // there is one
 	theirs [3]*os.File // for the child; closed after its start
 	ours   [3]*os.File // pipes: stdin's writing end, stdout's and stderr's reading ends
 	master *os.File    // terminal
@@ -30,7 +31,7 @@ const leftover = time.Second
 // connect makes the ends for a process. master and terminal are those of a
 // terminal that exists already; they are taken over.
 func (c *instance) connect(p *isolation.Process, stdio isolation.Stdio, user who, master, terminal *os.File) (s *streams, err error) {
-	s = &streams{stdio: stdio, master: master, drained: make(chan struct{})}
+	s = &streams{stdio: stdio, stdin: p.Stdin && stdio.Stdin != nil, master: master, drained: make(chan struct{})}
 	s.theirs[0] = terminal
 	defer func() {
 		if err != nil {
@@ -58,8 +59,9 @@ func (c *instance) connect(p *isolation.Process, stdio isolation.Stdio, user who
 		return s, nil
 	}
 	for i := range s.theirs {
-		if i == 0 && (!p.Stdin || stdio.Stdin == nil) {
-			s.theirs[0], err = os.Open(os.DevNull)
+		if i == 0 && !s.stdin {
+			// The container's own: the host's could be given another mode from inside.
+			s.theirs[0], err = sys.Dup(sys.RawFD(c.null), "null")
 		} else if s.ours[i], s.theirs[i], err = sys.Pipe(i == 0); err == nil {
 			err = sys.Chown(s.theirs[i], uid, gid)
 		}
@@ -74,7 +76,7 @@ func (c *instance) connect(p *isolation.Process, stdio isolation.Stdio, user who
 func (s *streams) begin() {
 	if s.master != nil {
 		s.copyOut(s.stdio.Stdout, s.master)
-		if s.stdio.Stdin != nil {
+		if s.stdin {
 			go func() { _, _ = io.Copy(onlyWriter{s.master}, s.stdio.Stdin) }()
 		}
 	} else {
