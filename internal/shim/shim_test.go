@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if os.Args[0] == "proa-shim" {
 		os.Exit(server.Main(os.Args, map[isolation.Kind]isolation.Driver{isolation.Container: driver{}}))
 	}
+	if os.Args[0] == "engine" {
+		engine(os.Args[1])
+	}
 	os.Exit(m.Run())
 }
 

@@ -139,7 +139,15 @@ func readSpec(fd uintptr) (*isolation.Spec, error) {
 // live is the life of the instance. It returns when nothing of it is left.
 func (s *server) live() {
 	ctx := context.Background()
-	inst, err := s.driver.Create(ctx, s.spec)
+	making, giveUp := context.WithCancel(ctx) // given up only by a delete that comes while it is made
+	go func() {
+		select {
+		case <-s.deleted:
+			giveUp()
+		case <-s.created:
+		}
+	}()
+	inst, err := s.driver.Create(making, s.spec)
 	s.mu.Lock()
 	s.inst, s.createErr, s.phase = inst, err, wire.Created
 	if err != nil {
