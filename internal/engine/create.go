@@ -253,7 +253,7 @@ func wantedNetworks(n *dockernet.NetworkingConfig, h *container.HostConfig) (map
 			name = string(h.NetworkMode)
 		}
 		if name != string(h.NetworkMode) {
-			return nil, refusef(errdefs.ErrNotFound, "network %s not found (known: bridge, host, none)", name)
+			return nil, refusef(errdefs.ErrInvalidArgument, "network %s not found (known: bridge, host, none)", name)
 		}
 		if s != nil && len(s.Links) > 0 {
 			return nil, invalid("cannot honour Links of network %s: links are not supported", name)

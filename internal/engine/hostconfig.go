@@ -170,7 +170,7 @@ func checkModes(c *container.Config, h *container.HostConfig, vm bool) error {
 	case m.IsContainer():
 		return invalid("cannot honour NetworkMode %s: sharing another container's network is not supported yet", m)
 	default:
-		return refusef(errdefs.ErrNotFound, "network %s not found (known: bridge, host, none)", m)
+		return refusef(errdefs.ErrInvalidArgument, "network %s not found (known: bridge, host, none)", m)
 	}
 	if !h.PidMode.Valid() {
 		return invalid("invalid PID mode: %s", h.PidMode)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/mount"
@@ -95,15 +96,22 @@ func (e *Engine) recover(ctx context.Context, b *box) (bool, error) {
 	wasAlive := b.rec.State.alive()
 	if wasAlive && b.rec.BootID != e.bootID {
 		e.lost(b, isolation.Exit{Code: lostCode, At: e.cfg.Now(), Error: "the host was restarted"})
-		e.sweep(b.id, resourcesOf(b.rec.Host, e.cfg.CgroupParent).CgroupParent)
+		parent := resourcesOf(b.rec.Host, e.cfg.CgroupParent).CgroupParent
+		if sh, err := e.findShim(ctx, b.id); err == nil {
+			e.destroy(b.id, parent, sh) // the boot id lies, but it shall not have two lives
+		}
+		e.sweep(b.id, parent)
 		return false, nil
 	}
-	sh, err := e.cfg.Shims.Find(ctx, b.id)
+	sh, err := e.findShim(ctx, b.id)
 	if err == nil {
-		return e.adopt(ctx, b, sh)
+		return e.adopt(ctx, b, sh), nil
 	}
 	if !errdefs.IsNotFound(err) {
-		return false, err
+		if ctx.Err() != nil {
+			return false, err
+		}
+		e.cfg.Log.Error("a shim cannot be reached; its instance is killed", "id", short(b.id), "err", err)
 	}
 	if !wasAlive && !e.hasShimDir(b.id) {
 		return false, nil
@@ -121,7 +129,7 @@ func (e *Engine) recover(ctx context.Context, b *box) (bool, error) {
 }
 
 // adopt takes over a shim that an earlier engine started.
-func (e *Engine) adopt(ctx context.Context, b *box, sh *shim.Shim) (bool, error) {
+func (e *Engine) adopt(ctx context.Context, b *box, sh *shim.Shim) bool {
 	phase, pid, err := sh.State(ctx)
 	if err != nil {
 		e.cfg.Log.Warn("a shim does not answer", "id", short(b.id), "err", err)
@@ -139,7 +147,7 @@ func (e *Engine) adopt(ctx context.Context, b *box, sh *shim.Shim) (bool, error)
 		if b.rec.State.alive() {
 			e.lost(b, shim.Killed())
 		}
-		return false, nil
+		return false
 	}
 	r := &run{done: make(chan struct{})}
 	b.change(func(rec *record, l *live) {
@@ -155,7 +163,21 @@ func (e *Engine) adopt(ctx context.Context, b *box, sh *shim.Shim) (bool, error)
 	e.saves.later(b, nil)
 	e.watch(b, sh, r)
 	e.watchHealth(b, r)
-	return true, nil
+	return true
+}
+
+// findShim finds the shim of an earlier engine. One that is just ending, or
+// was just killed, may still take a connection and not answer, so an error
+// that is not a clear no is asked about again for a while.
+func (e *Engine) findShim(ctx context.Context, id string) (*shim.Shim, error) {
+	const pause, tries = 20 * time.Millisecond, 100
+	for try := 1; ; try++ {
+		sh, err := e.cfg.Shims.Find(ctx, id)
+		if err == nil || errdefs.IsNotFound(err) || try == tries || ctx.Err() != nil {
+			return sh, err
+		}
+		time.Sleep(pause)
+	}
 }
 
 // lost books an end that no engine saw.
@@ -207,7 +229,7 @@ func (e *Engine) dropLeftovers(ctx context.Context, live map[string]bool) {
 			if live[id] {
 				continue
 			}
-			if sh, err := e.cfg.Shims.Find(ctx, id); err == nil {
+			if sh, err := e.findShim(ctx, id); err == nil {
 				e.destroy(id, e.cfg.CgroupParent, sh)
 			} else {
 				e.sweep(id, e.cfg.CgroupParent)

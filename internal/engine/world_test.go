@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	if step := os.Getenv(childEnv); step != "" {
+		os.Exit(killedChild(step))
+	}
 	os.Exit(m.Run())
 }
 
