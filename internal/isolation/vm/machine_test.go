@@ -44,36 +44,48 @@ var kernelDir = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
-// program builds a guest's first process, once for each package.
-var program = func() func(pkg string) (string, error) {
-	var mu sync.Mutex
-	built := map[string]string{}
-	return func(pkg string) (string, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if path, ok := built[pkg]; ok {
-			return path, nil
-		}
-		dir, err := os.MkdirTemp("", "proa-vm-test-")
-		if err != nil {
-			return "", err
-		}
-		path := filepath.Join(dir, "init")
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
-		}
-		built[pkg] = path
+// workDir holds what all tests share: programs, and kits made of them.
+var workDir string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "proa-vm-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	workDir = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+var (
+	buildMu sync.Mutex // one go build at a time
+	built   = map[string]string{}
+)
+
+// program builds a guest's first process, once.
+func program(pkg string) (string, error) {
+	buildMu.Lock()
+	defer buildMu.Unlock()
+	if path, ok := built[pkg]; ok {
 		return path, nil
 	}
-}()
+	path := filepath.Join(workDir, filepath.Base(pkg))
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+	}
+	built[pkg] = path
+	return path, nil
+}
 
 const agentProgram = "proa/cmd/proa-agent"
 
 // lab is one machine's surroundings: a factory, an image, a container directory.
 type lab struct {
-	t       *testing.T
+	t       testing.TB
 	factory *machine.Factory
 	image   machine.Disk
 	home    string // the container's directory
@@ -95,7 +107,7 @@ func (l *lab) forceKVM() {
 		l.t.Fatal(err)
 	}
 	l.factory, err = machine.Open(machine.Config{
-		Dir: filepath.Join(filepath.Dir(agent), "vm"), KernelDirs: []string{kernel}, Agent: agent,
+		Dir: filepath.Join(workDir, "vm"), KernelDirs: []string{kernel}, Agent: agent,
 		Accelerator: "kvm", UID: jailUser, GID: jailUser,
 	})
 	if err != nil {
@@ -105,7 +117,7 @@ func (l *lab) forceKVM() {
 
 var factories sync.Map // program -> *machine.Factory, so that a kit is made once
 
-func newLab(t *testing.T, init string) *lab {
+func newLab(t testing.TB, init string) *lab {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: namespaces and cgroups")
@@ -121,7 +133,7 @@ func newLab(t *testing.T, init string) *lab {
 	f, ok := factories.Load(agent)
 	if !ok {
 		opened, err := machine.Open(machine.Config{
-			Dir: filepath.Join(filepath.Dir(agent), "vm"), KernelDirs: []string{kernel}, Agent: agent,
+			Dir: filepath.Join(workDir, "vm"), KernelDirs: []string{kernel}, Agent: agent,
 			Accelerator: "tcg", UID: jailUser, GID: jailUser,
 		})
 		if err != nil {
@@ -136,7 +148,7 @@ func newLab(t *testing.T, init string) *lab {
 }
 
 // busyboxImage is an image of one file, as EROFS with its data inside.
-func busyboxImage(t *testing.T) string {
+func busyboxImage(t testing.TB) string {
 	t.Helper()
 	root := t.TempDir()
 	for _, dir := range []string{"bin", "etc", "tmp", "proc", "sys", "dev", "root"} {
@@ -187,13 +199,19 @@ func (l *lab) spec(args ...string) *isolation.Spec {
 // create prepares and boots a machine; it is deleted with the test.
 func (l *lab) create(spec *isolation.Spec) (*vm.Instance, error) {
 	l.t.Helper()
-	ctx := context.Background()
-	p, err := l.factory.Prepare(ctx, spec, l.image, machine.Options{Dir: l.home, FirstFile: 100, DiskBytes: 1 << 30})
+	l.prepare(spec)
+	return l.boot(spec)
+}
+
+// prepare fills in spec.Machine. This process is the shim: the descriptors are its own.
+func (l *lab) prepare(spec *isolation.Spec) {
+	l.t.Helper()
+	p, err := l.factory.Prepare(context.Background(), spec, l.image, machine.Options{Dir: l.home, FirstFile: 100, DiskBytes: 1 << 30})
 	if err != nil {
-		return nil, err
+		l.t.Fatal(err)
 	}
 	defer p.Close()
-	for i, f := range p.Files { // this process is the shim: the numbers are its own
+	for i, f := range p.Files {
 		fd, err := syscall.Dup(int(f.Fd()))
 		if err != nil {
 			l.t.Fatal(err)
@@ -204,12 +222,16 @@ func (l *lab) create(spec *isolation.Spec) (*vm.Instance, error) {
 	if l.bootLimit > 0 {
 		spec.Machine.BootLimit = l.bootLimit
 	}
-	i, err := vm.Driver{}.Create(ctx, spec)
+}
+
+func (l *lab) boot(spec *isolation.Spec) (*vm.Instance, error) {
+	l.t.Helper()
+	i, err := vm.Driver{}.Create(context.Background(), spec)
 	if err != nil {
 		return nil, err
 	}
 	l.t.Cleanup(func() {
-		if err := i.Delete(ctx); err != nil {
+		if err := i.Delete(context.Background()); err != nil {
 			l.t.Error(err)
 		}
 	})
