@@ -44,7 +44,7 @@ func TestBadRuns(t *testing.T) {
 		{"missing bind source", []string{"--mount", "type=bind,source=/no/such/dir,target=/x", "bb", "true"}, 125, []string{"/no/such/dir"}},
 		{"relative working directory", []string{"-w", "rel", "bb", "true"}, 125, []string{"rel"}},
 		{"memory too small", []string{"-m", "1m", "bb", "true"}, 125, []string{"memory"}},
-		{"more cpus than there are", []string{"--cpus", "4096", "bb", "true"}, 125, []string{"4096"}},
+		{"more cpus than there are", []string{"--cpus", "4096", "bb", "true"}, 125, []string{"CPUs"}},
 		{"unknown capability", []string{"--cap-add", "NOSUCH", "bb", "true"}, 125, []string{"NOSUCH"}},
 		{"unknown seccomp action", []string{"--security-opt", "nonsense=1", "bb", "true"}, 125, []string{"nonsense"}},
 		{"sysctl of the host", []string{"--sysctl", "vm.swappiness=1", "bb", "true"}, 125, []string{"vm.swappiness"}},
@@ -77,12 +77,15 @@ func TestBadRuns(t *testing.T) {
 // An engine without QEMU or without a guest kernel says so by name, and runs
 // containers all the same.
 func TestNoMachine(t *testing.T) {
-	for _, c := range []struct{ name, flag, value, says string }{
-		{"no QEMU", "--qemu", "/no/such/qemu", "qemu"},
-		{"no guest kernel", "--guest-kernel", "/no/such/kernel", "kernel"},
+	for _, c := range []struct {
+		name, says string
+		option     proatest.Option
+	}{
+		{"no QEMU", "qemu", proatest.Args("--qemu", "/no/such/qemu")},
+		{"no guest kernel", "kernel", proatest.GuestKernel("/no/such/kernel")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e := proatest.New(t, proatest.Args(c.flag, c.value))
+			e := proatest.New(t, c.option)
 			e.ImportBusybox("bb")
 			r := e.Docker("run", "--rm", "--runtime", "vm", "--network", "none", "bb", "true")
 			if r.Code != 125 || !strings.Contains(strings.ToLower(r.Stderr), c.says) || !strings.Contains(r.Stderr, "/no/such") {
@@ -104,6 +107,7 @@ func TestBadArchives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	e.MustProa("rmi", "bb") // blobs that are here already would not be read again
 	usage := func() string { return e.MustProa("images", "-q", "--no-trunc") + e.MustProa("system", "df") }
 	before := usage()
 	for name, b := range map[string][]byte{

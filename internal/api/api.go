@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"runtime"
@@ -283,18 +284,19 @@ func (c *call) decode(v any, optional bool) error {
 	}
 	rc := http.NewResponseController(c.ResponseWriter)
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
-	defer rc.SetReadDeadline(time.Time{})
 	dec := json.NewDecoder(http.MaxBytesReader(c.ResponseWriter, c.Body, maxBody))
 	if err := dec.Decode(v); err != nil {
-		if optional && c.ContentLength <= 0 && err.Error() == "EOF" {
-			return nil
+		if optional && c.ContentLength <= 0 && errors.Is(err, io.EOF) {
+			return rc.SetReadDeadline(noDeadline)
 		}
+		// The deadline stays: what is left of the body is not waited for.
+		c.Header().Set("Connection", "close")
 		return bad("cannot read the request: %w", err)
 	}
 	if dec.More() {
 		return bad("cannot read the request: something follows the JSON document")
 	}
-	return nil
+	return rc.SetReadDeadline(noDeadline)
 }
 
 // flag reads a boolean of the query as Docker does: absent, "", 0, no, false,

@@ -101,6 +101,10 @@ func (s *Server) imageCreate(c *call) error {
 			}
 			ref += sep + tag
 		}
+		// Clients send the long form of a name; people know the short one.
+		if named, err := reference.ParseNormalizedNamed(ref); err == nil {
+			ref = reference.FamiliarString(named)
+		}
 		return &notHere{ref}
 	}
 	if src != "-" {

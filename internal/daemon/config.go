@@ -46,6 +46,7 @@ type Config struct {
 	SubidFiles      []string
 	CgroupParent    string
 	OwnCgroup       bool
+	BootIDFile      string // names this boot of the host; tests of a reboot name another file
 
 	Shim, Agent string
 	QEMU        string
@@ -75,6 +76,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	f.StringArrayVar(&c.SubidFiles, "subid-file", []string{"/etc/subuid", "/etc/subgid"}, "where the ids of containers are recorded")
 	f.StringVar(&c.CgroupParent, "cgroup-parent", "/proa", "control group of all containers")
 	f.BoolVar(&c.OwnCgroup, "own-cgroup", false, "leave the control group of whoever started the engine")
+	f.StringVar(&c.BootIDFile, "boot-id-file", "/proc/sys/kernel/random/boot_id", "file that is different after each boot of the host")
 	f.StringVar(&c.Shim, "shim", "", "program that keeps a container (default: proa-shim beside proad)")
 	f.StringVar(&c.Agent, "agent", "", "program that a VM runs first (default: proa-agent beside proad)")
 	f.StringVar(&c.QEMU, "qemu", "", "QEMU (default: qemu-system-* on the path)")

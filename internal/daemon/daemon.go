@@ -175,12 +175,17 @@ func (h *house) open(ctx context.Context) (err error) {
 	if noMachines != nil {
 		h.log.Warn("no VMs", "why", noMachines)
 	}
+	boot, err := os.ReadFile(h.cfg.BootIDFile)
+	if err != nil {
+		return fmt.Errorf("cannot tell this boot from the last: %w", err)
+	}
 	h.engine, err = engine.Open(ctx, engine.Config{
 		DataRoot: data, ExecRoot: run, DB: h.db, Images: h.images, Volumes: h.volumes, Network: h.network,
 		Shims:    &shim.Starter{Binary: h.cfg.Shim, Dir: filepath.Join(run, "shim")},
 		Machines: h.machines, NoMachines: noMachines, Events: h.events, Log: h.log,
 		DefaultKind: isolation.Kind(h.cfg.Isolation), CgroupParent: h.cfg.CgroupParent,
 		UserNS: h.cfg.UserNS, SubidFiles: h.cfg.SubidFiles, SubidOwner: h.cfg.subidOwner(),
+		BootID: strings.TrimSpace(string(boot)),
 	})
 	if err != nil {
 		return err

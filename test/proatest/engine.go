@@ -33,6 +33,7 @@ type Engine struct {
 	Netns    string // name of its network namespace
 	Cgroup   string // parent of its instances' cgroups
 	bin      string
+	kernel   string
 	args     []string
 
 	mu   sync.Mutex
@@ -49,6 +50,9 @@ func Args(args ...string) Option { return func(e *Engine) { e.args = append(e.ar
 
 // DataRoot puts the data root somewhere else.
 func DataRoot(dir string) Option { return func(e *Engine) { e.DataRoot = dir } }
+
+// GuestKernel is where the engine looks for a guest kernel.
+func GuestKernel(dir string) Option { return func(e *Engine) { e.kernel = dir } }
 
 var seq atomic.Int32
 
@@ -131,6 +135,7 @@ func New(t testing.TB, opts ...Option) *Engine {
 		t: t, Dir: dir, DataRoot: filepath.Join(dir, "data"), ExecRoot: filepath.Join(dir, "run"), bin: Bin(t),
 		Netns: fmt.Sprintf("proa-%d-%d", os.Getpid(), n), Cgroup: fmt.Sprintf("proa-test-%d-%d", os.Getpid(), n),
 	}
+	e.kernel = Kernel(t)
 	e.Socket = filepath.Join(dir, "proa.sock")
 	e.Host = "unix://" + e.Socket
 	for _, o := range opts {
@@ -173,7 +178,8 @@ func (e *Engine) TryStart() error {
 	}
 	args := []string{
 		"--net=/run/netns/" + e.Netns, filepath.Join(e.bin, "proad"), "--data-root", e.DataRoot, "--exec-root", e.ExecRoot, "-H", e.Host,
-		"--cgroup-parent", e.Cgroup, "--guest-kernel", Kernel(e.t), "--log-level", "debug",
+		"--cgroup-parent", e.Cgroup, "--guest-kernel", e.kernel, "--log-level", "debug",
+		"--subid-file", filepath.Join(e.Dir, "subuid"), "--subid-file", filepath.Join(e.Dir, "subgid"),
 	}
 	cmd := exec.Command("nsenter", append(args, e.args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
