@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -54,10 +55,59 @@ func (s *Store) clean(ctx context.Context) error {
 	// Files first: on a full disk they make the room that the transaction of
 	// the blobs' collection needs.
 	ferr := s.sweep(ctx)
-	if _, err := s.meta.GarbageCollect(in(ctx)); err != nil {
+	c := &collection{db: s.cfg.DB.Bolt()}
+	defer c.abandon()
+	if _, err := metadata.NewDB(c, s.backend, nil).GarbageCollect(in(ctx)); err != nil {
 		return errors.Join(ferr, fmt.Errorf("cannot remove unneeded blobs: %w", err))
 	}
 	return ferr
+}
+
+// collection makes containerd's garbage collection mark and sweep in one
+// transaction. It uses two, and keeps writers out in between with a lock that
+// Lease within a caller's transaction cannot take: the collection would remove
+// a lease that was made between them.
+type collection struct {
+	db *bolt.DB
+	tx *bolt.Tx // open from the mark to the end of the sweep
+	// swept is set then; what follows only looks which blobs have a record.
+	swept bool
+}
+
+// View is the mark the first time.
+func (c *collection) View(fn func(*bolt.Tx) error) error {
+	if c.swept {
+		return c.db.View(fn)
+	}
+	if c.tx == nil {
+		tx, err := c.db.Begin(true)
+		if err != nil {
+			return err
+		}
+		c.tx = tx
+	}
+	return fn(c.tx)
+}
+
+// Update is the sweep.
+func (c *collection) Update(fn func(*bolt.Tx) error) error {
+	if c.tx == nil {
+		return c.db.Update(fn)
+	}
+	if err := fn(c.tx); err != nil {
+		return err
+	}
+	tx := c.tx
+	c.tx, c.swept = nil, true
+	return tx.Commit()
+}
+
+// abandon ends a collection that did not come to its end.
+func (c *collection) abandon() {
+	if c.tx != nil {
+		_ = c.tx.Rollback()
+		c.tx = nil
+	}
 }
 
 // needed gives the layers and chains of every image that has a record or a
@@ -156,6 +206,9 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := detachAll(s.cfg.Mounts); err != nil {
 		return err
 	}
+	if err := os.RemoveAll(filepath.Join(s.cfg.Root, "content", "ingest")); err != nil {
+		return fmt.Errorf("cannot remove unfinished blobs: %w", err)
+	}
 	ctx = in(ctx)
 	all, err := s.leases.List(ctx)
 	if err != nil {
@@ -171,9 +224,6 @@ func (s *Store) recover(ctx context.Context) error {
 	}
 	if err := s.clean(ctx); err != nil {
 		return err
-	}
-	if err := os.RemoveAll(filepath.Join(s.cfg.Root, "content", "ingest")); err != nil {
-		return fmt.Errorf("cannot remove unfinished blobs: %w", err)
 	}
 	var strays []digest.Digest
 	err = s.backend.Walk(ctx, func(info content.Info) error {

@@ -24,9 +24,9 @@ const holderPrefix = "hold/"
 // errdefs.ErrAlreadyExists. An image that was removed meanwhile is
 // errdefs.ErrNotFound.
 //
-// Garbage collection marks and sweeps in two transactions. Lease may run
-// between them because it takes only images that have a record: such an image
-// was marked, or made since, and making excludes collecting.
+// Files are marked in one moment and swept in another. Lease may run in
+// between because it takes only images that have a record: such an image was
+// marked, or made since, and making excludes collecting.
 func (s *Store) Lease(ctx context.Context, tx *bolt.Tx, holder, id string) error {
 	if tx == nil {
 		return s.meta.Update(func(tx *bolt.Tx) error { return s.Lease(ctx, tx, holder, id) })

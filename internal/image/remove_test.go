@@ -344,6 +344,40 @@ func TestLeaseInTransaction(t *testing.T) {
 	}
 }
 
+// A lease that is made while a collection runs, in a transaction of the
+// caller's, is there afterwards.
+func TestLeaseDuringCollection(t *testing.T) {
+	s := openTest(t)
+	load(t, s, ociArchive(t, gzipped, hello(t, "a")))
+	id := get(t, s, "a").ID.String()
+	ctx := context.Background()
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if err := s.clean(ctx); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}()
+	const n = 300
+	for i := range n {
+		if err := s.cfg.DB.Update(func(tx *bolt.Tx) error { return s.Lease(ctx, tx, fmt.Sprintf("container/%d", i), id) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	<-done
+	if held, err := s.Leases(ctx); err != nil || len(held) != n {
+		t.Errorf("%d of %d leases are there, %v", len(held), n, err)
+	}
+}
+
 // Containers start while images come and go: nothing that is leased may
 // vanish, nothing that nobody needs may stay.
 func TestRaces(t *testing.T) {
