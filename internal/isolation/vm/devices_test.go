@@ -163,3 +163,23 @@ func TestKnobs(t *testing.T) {
 		}
 	}
 }
+
+// A guest that uses all of its memory stays within the allowance of its VMM,
+// and one that starts too many processes is stopped by its own kernel.
+func TestLimits(t *testing.T) {
+	l := newLab(t, agentProgram)
+	spec := l.spec("/bin/sh", "-c", "dd if=/dev/zero of=/scratch/a bs=1M count=200 2>&1; cat /proc/loadavg; echo full; i=0; while [ $i -lt 500 ]; do sleep 1000 & i=$((i+1)); done")
+	spec.Mounts = []isolation.Mount{{Type: isolation.MountTmpfs, Target: "/scratch", Size: 200 << 20}}
+	spec.Resources.MemoryBytes, spec.Resources.Pids = 320<<20, 100
+	i, r, out := l.start(spec)
+	out.waitFor(t, "full\n")
+	s, err := i.Stats(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("a full guest of 320 MiB takes %d MiB, %d at most, of %d; tasks: %s", s.MemoryBytes>>20, s.MemoryMax>>20, s.MemoryLimit>>20, out)
+	exit, err := r.Wait(context.Background())
+	if err != nil || exit.Code == 0 || exit.Error != "" || exit.OOMKilled || !strings.Contains(out.String(), "fork") {
+		t.Errorf("%+v %v %q", exit, err, out)
+	}
+}

@@ -18,8 +18,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -37,6 +39,11 @@ type Driver struct{}
 // vmmTasks is how many threads QEMU may have besides one for each virtual
 // processor: its main and helper threads, and 64 for disk input and output.
 const vmmTasks = 96
+
+// guestTasks is how many tasks a guest has before the user's first, with some
+// room: threads of its kernel, most of them one for each processor, and of the
+// agent. They count towards the guest's limit.
+func guestTasks(cpus int) int64 { return 56 + 16*int64(cpus) }
 
 // maxNetworkFile bounds resolv.conf and hosts, which travel to the guest.
 const maxNetworkFile = 256 << 10
@@ -177,6 +184,14 @@ func guestSetup(spec *isolation.Spec) (*wire.Setup, error) {
 		Privileged: spec.Resources.Privileged, Hostname: spec.Hostname, Domain: spec.Domain, NICs: spec.Network.NICs,
 		Mounts: spec.Mounts, Sysctls: spec.Sysctls, MaskedPaths: spec.MaskedPaths, ReadonlyPaths: spec.ReadonlyPaths,
 		Time: time.Now().UnixNano(),
+	}
+	if _, set := s.Sysctls["kernel.threads-max"]; spec.Resources.Pids > 0 && !set {
+		// The whole guest is the group that --pids-limit is about.
+		s.Sysctls = maps.Clone(s.Sysctls)
+		if s.Sysctls == nil {
+			s.Sysctls = map[string]string{}
+		}
+		s.Sysctls["kernel.threads-max"] = strconv.FormatInt(spec.Resources.Pids+guestTasks(m.CPUs), 10)
 	}
 	for _, f := range []struct {
 		path string

@@ -107,7 +107,7 @@ func (l *lab) forceKVM() {
 		l.t.Fatal(err)
 	}
 	l.factory, err = machine.Open(machine.Config{
-		Dir: filepath.Join(workDir, "vm"), KernelDirs: []string{kernel}, Agent: agent,
+		Dir: agent + ".vm", KernelDirs: []string{kernel}, Agent: agent,
 		Accelerator: "kvm", UID: jailUser, GID: jailUser,
 	})
 	if err != nil {
@@ -133,7 +133,7 @@ func newLab(t testing.TB, init string) *lab {
 	f, ok := factories.Load(agent)
 	if !ok {
 		opened, err := machine.Open(machine.Config{
-			Dir: filepath.Join(workDir, "vm"), KernelDirs: []string{kernel}, Agent: agent,
+			Dir: agent + ".vm", KernelDirs: []string{kernel}, Agent: agent,
 			Accelerator: "tcg", UID: jailUser, GID: jailUser,
 		})
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -44,8 +45,8 @@ func stampOf(path string) (stamp, error) {
 const recipe = "1"
 
 // makeKit makes vmlinux and initramfs of a kernel and an agent in
-// dir/<digest>/, or finds them there. Directories of other digests stay: a
-// machine that runs does not need them, but an older engine might.
+// dir/<digest>/, or finds them there. Making a new one removes the others: a
+// machine that runs has read its own.
 func makeKit(dir string, k *Kernel, agent string) (*kit, error) {
 	image, err := os.ReadFile(k.Image)
 	if err != nil {
@@ -82,27 +83,53 @@ func makeKit(dir string, k *Kernel, agent string) (*kit, error) {
 	out := &kit{Release: k.Release, Digest: hex.EncodeToString(sum.Sum(nil))}
 	home := filepath.Join(dir, out.Digest)
 	out.Vmlinux, out.Initramfs = filepath.Join(home, "vmlinux"), filepath.Join(home, "initramfs")
-	for _, path := range []string{k.Image, agent, k.Modules} {
+	_, kernelGone := os.Stat(out.Vmlinux)
+	_, initramfsGone := os.Stat(out.Initramfs)
+	if kernelGone != nil || initramfsGone != nil {
+		if err := os.RemoveAll(home); err != nil {
+			return nil, fmt.Errorf("cannot remove a damaged kit: %w", err)
+		}
+		if err := fillKit(home, k, image, program, modules); err != nil {
+			return nil, err
+		}
+		removeOthers(dir, out.Digest)
+	}
+	// The result is among what must not change: somebody may empty the cache.
+	for _, path := range []string{k.Image, agent, k.Modules, out.Vmlinux, out.Initramfs} {
 		s, err := stampOf(path)
 		if err != nil {
 			return nil, fmt.Errorf("cannot look at %q: %w", path, err)
 		}
 		out.inputs = append(out.inputs, s)
 	}
-	if _, err := os.Stat(home); err == nil {
-		return out, nil
-	}
+	return out, nil
+}
 
+func fillKit(home string, k *Kernel, image, program []byte, modules []Module) error {
 	vmlinux, err := extractVmlinux(image)
 	if err != nil {
-		return nil, fmt.Errorf("cannot use the guest kernel %q: %w", k.Image, err)
+		return fmt.Errorf("cannot use the guest kernel %q: %w", k.Image, err)
 	}
 	var initramfs bytes.Buffer
 	if err := writeInitramfs(&initramfs, program, modules); err != nil {
-		return nil, err
+		return err
 	}
-	return out, writeTogether(home, map[string][]byte{"vmlinux": vmlinux, "initramfs": initramfs.Bytes()})
+	return writeTogether(home, map[string][]byte{"vmlinux": vmlinux, "initramfs": initramfs.Bytes()})
 }
+
+// removeOthers removes kits of other digests, and what a killed engine left half made.
+func removeOthers(dir, digest string) {
+	entries, _ := os.ReadDir(dir) // what cannot be read now is removed another time
+	for _, e := range entries {
+		raw, err := hex.DecodeString(e.Name())
+		if (err == nil && len(raw) == sha256.Size && e.Name() != digest) || strings.HasPrefix(e.Name(), unfinished) {
+			_ = os.RemoveAll(filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+// unfinished is how the name of a directory begins that is still being filled.
+const unfinished = ".new-"
 
 // current says whether the kit was made from the files that are there now.
 func (k *kit) current() bool {
@@ -119,7 +146,7 @@ func writeTogether(dir string, files map[string][]byte) error {
 	if err := os.MkdirAll(parent, 0o700); err != nil {
 		return fmt.Errorf("cannot make %q: %w", parent, err)
 	}
-	work, err := os.MkdirTemp(parent, ".new-")
+	work, err := os.MkdirTemp(parent, unfinished)
 	if err != nil {
 		return fmt.Errorf("cannot make a directory in %q: %w", parent, err)
 	}
