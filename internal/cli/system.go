@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"runtime"
 	"sort"
 	"strings"
@@ -207,35 +206,20 @@ func (a *app) systemCmd() *cobra.Command {
 	return cmd
 }
 
-// doctorCmd asks the engine what this host can do; where none can be started,
-// the engine's program answers for itself, since that is when it is needed.
+// doctorCmd asks the engine what this host can do. An engine starts on any
+// host that has namespaces and cgroups; what keeps it from starting is said by
+// its log, whose end is part of that error.
 func (a *app) doctorCmd() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use: "doctor", Short: "Say what works on this host, what does not, and the command that mends it", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.client(cmd.Context())
-			if err == nil {
-				var checks []client.Check
-				if checks, err = c.Doctor(cmd.Context()); err == nil {
-					return printChecks(a.out, format, checks)
-				}
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+			checks, err := c.Doctor(ctx)
+			if err != nil {
+				return err
 			}
-			if _, chosen := a.host(); chosen {
-				return explain(err)
-			}
-			bin, berr := engineBinary()
-			if berr != nil {
-				return explain(err)
-			}
-			out, berr := exec.CommandContext(cmd.Context(), bin, "--doctor").Output()
-			var checks []client.Check
-			if berr != nil || json.Unmarshal(out, &checks) != nil {
-				return explain(err)
-			}
-			checks = append([]client.Check{{Name: "engine", State: "no", Detail: err.Error()}}, checks...)
 			return printChecks(a.out, format, checks)
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&format, "format", "", "json, or a Go template")
 	return cmd
