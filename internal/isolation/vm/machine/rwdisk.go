@@ -22,8 +22,9 @@ const WritableDisk = "rw.ext4"
 const minDisk = 64 << 20
 
 // openWritable opens the disk at path, made from an empty template if missing.
-// A new one of 16 GiB takes some 300 KiB of the host's disk: it is sparse, its journal is small, and its inode tables are marked as zeroed, so
-// that no guest ever writes zeros into them.
+// A new one of 16 GiB takes some 300 KiB of the host's disk: it is sparse, its
+// journal is small, and its inode tables are marked as zeroed, so that no guest
+// ever writes zeros into them.
 func openWritable(ctx context.Context, cache, path string, size int64) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
 	if err == nil {
