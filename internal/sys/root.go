@@ -60,11 +60,20 @@ func WritableLayer(path string, lower *os.File) (*os.File, error) {
 		if err := unix.Fstat(RawFD(lower), &st); err != nil {
 			return fail(err)
 		}
-		if err := unix.Fchownat(dir, "upper", int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		// Usually it is as wanted already, and each change is one of a journal.
+		var made unix.Stat_t
+		if err := unix.Fstatat(dir, "upper", &made, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return fail(err)
 		}
-		if err := unix.Fchmodat(dir, "upper", st.Mode&0o7777, 0); err != nil {
-			return fail(err)
+		if made.Uid != st.Uid || made.Gid != st.Gid {
+			if err := unix.Fchownat(dir, "upper", int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return fail(err)
+			}
+		}
+		if made.Mode != st.Mode {
+			if err := unix.Fchmodat(dir, "upper", st.Mode&0o7777, 0); err != nil {
+				return fail(err)
+			}
 		}
 	case err != unix.EEXIST:
 		return fail(err)
@@ -116,15 +125,20 @@ func Overlay(lower, layer *os.File, attr int, volatile bool) (*os.File, error) {
 	if volatile {
 		rest = append(rest, FSConfig{Key: "volatile", Flag: true})
 	}
-	m, err := NewFS("overlay", attr, append([]FSConfig{
-		{Key: "lowerdir+", File: lower}, {Key: "upperdir", File: upper}, {Key: "workdir", File: work},
-	}, rest...)...)
+	m, err := NewFS("overlay", attr, append(overlayFiles(lower, upper, work), rest...)...)
 	if err == nil || !errors.Is(err, unix.EINVAL) {
 		return m, err
 	}
-	// Linux before 6.13 takes names only; those of descriptors will do.
+	return NewFS("overlay", attr, append(overlayNames(lower, upper, work), rest...)...)
+}
+
+func overlayFiles(lower, upper, work *os.File) []FSConfig {
+	return []FSConfig{{Key: "lowerdir+", File: lower}, {Key: "upperdir", File: upper}, {Key: "workdir", File: work}}
+}
+
+// overlayNames is overlayFiles for Linux before 6.13, which takes names only;
+// those of descriptors will do.
+func overlayNames(lower, upper, work *os.File) []FSConfig {
 	name := func(f *os.File) string { return "/proc/thread-self/fd/" + strconv.Itoa(RawFD(f)) }
-	return NewFS("overlay", attr, append([]FSConfig{
-		{Key: "lowerdir", Value: name(lower)}, {Key: "upperdir", Value: name(upper)}, {Key: "workdir", Value: name(work)},
-	}, rest...)...)
+	return []FSConfig{{Key: "lowerdir", Value: name(lower)}, {Key: "upperdir", Value: name(upper)}, {Key: "workdir", Value: name(work)}}
 }

@@ -29,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 
@@ -41,7 +42,8 @@ import (
 // Driver makes containers. The zero value is ready; it can make several at once.
 type Driver struct {
 	// Warn is told what could not be honoured although nothing fails for it,
-	// such as a resource limit above the engine's own. nil: nobody.
+	// such as a resource limit above the engine's own, from any goroutine.
+	// nil: nobody.
 	Warn func(string)
 }
 
@@ -57,6 +59,9 @@ func (d *Driver) warn(format string, args ...any) {
 // container, with its first process standing just before the steps that make
 // it the user's. On error nothing is left.
 func (d *Driver) Create(ctx context.Context, spec *isolation.Spec) (_ isolation.Instance, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	if err := check(spec); err != nil {
 		return nil, err
 	}
@@ -158,10 +163,18 @@ func check(s *isolation.Spec) error {
 	return nil
 }
 
+// enoughFiles is more than the highest descriptor that a program's steps use.
+const enoughFiles = 256
+
 // limits sets from outside what the child itself may not be allowed to set.
 func (c *instance) limits(pid int, p *isolation.Process) error {
 	for _, l := range p.Rlimits {
-		lowered, err := sys.SetLimit(pid, l.Type, l.Soft, l.Hard)
+		soft, hard := l.Soft, l.Hard
+		if l.Type == syscall.RLIMIT_NOFILE {
+			// The child still needs some descriptors; finish sets the rest.
+			soft, hard = max(soft, enoughFiles), max(hard, enoughFiles)
+		}
+		lowered, err := sys.SetLimit(pid, l.Type, soft, hard)
 		if err != nil {
 			return err
 		}

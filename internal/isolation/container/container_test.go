@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 	"proa/internal/isolation"
 	"proa/internal/isolation/container"
 	"proa/internal/isolation/container/seccomp"
+	"proa/internal/sys"
 )
 
 func TestInside(t *testing.T) {
@@ -332,6 +334,20 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// A limit that is lower than what the way to the exec needs.
+func TestFewFiles(t *testing.T) {
+	root := busybox(t)
+	few := func(s *isolation.Spec) {
+		s.Process.Rlimits = []isolation.Rlimit{{Type: syscall.RLIMIT_NOFILE, Soft: 4, Hard: 5}}
+	}
+	if out := shell(t, root, "ulimit -n; ulimit -Hn", few); out != "4\n5\n" {
+		t.Errorf("%q", out)
+	}
+	if out, _ := execIn(t, sleeper(t, root, few), command("sh", "-c", "ulimit -n; ulimit -Hn")); out != "4\n5\n" {
+		t.Errorf("exec: %q", out)
+	}
+}
+
 func TestOOM(t *testing.T) {
 	s := newSpec(t, busybox(t), "sh", "-c", "tail /dev/zero")
 	s.Resources.MemoryBytes = 16 << 20
@@ -435,5 +451,34 @@ func TestRefused(t *testing.T) {
 	var se *isolation.StartError
 	if _, err := (&container.Driver{}).Create(context20(t), s); !errors.As(err, &se) || !strings.Contains(se.Step, "net.ipv4.not_there") {
 		t.Error(err)
+	}
+}
+
+// The image as the engine hands it over: a detached clone of a mount of EROFS.
+func TestErofsImage(t *testing.T) {
+	root := busybox(t)
+	mkfs, err := exec.LookPath("mkfs.erofs")
+	if err != nil {
+		t.Skip("mkfs.erofs is missing: apt-get install erofs-utils")
+	}
+	file := filepath.Join(t.TempDir(), "image.erofs")
+	if out, err := exec.Command(mkfs, file, root).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	image, err := sys.NewFS("erofs", sys.MountReadonly, sys.FSConfig{Key: "source", Value: file})
+	if err != nil {
+		t.Skip("this kernel does not mount EROFS from a file: ", err)
+	}
+	defer image.Close()
+	s := newSpec(t, root, "sh", "-c", "ls -ln /home | tail -1; echo x >> /etc/passwd; stat -c %u /etc/passwd; chown 5:6 /home/app")
+	s.Root.Image = isolation.File(sys.RawFD(image))
+	out, errs, exit := run(t, s, "")
+	if exit.Code != 0 || !strings.Contains(out, " 1000     1000 ") || !strings.HasSuffix(out, "\n0\n") {
+		t.Errorf("%q %q %+v", out, errs, exit)
+	}
+	var st syscall.Stat_t
+	must(t, syscall.Stat(filepath.Join(s.Root.Upper, "upper/home/app"), &st))
+	if st.Uid != 5 || st.Gid != 6 {
+		t.Errorf("on disk it belongs to %d:%d", st.Uid, st.Gid)
 	}
 }

@@ -41,6 +41,11 @@ func (c *instance) finish(p *sys.Program, s *isolation.Process, user who, io *st
 		cwd = "/"
 	}
 	p.Chdir(cwd)
+	for _, l := range c.inherit(s).Rlimits {
+		if l.Type == syscall.RLIMIT_NOFILE {
+			p.Limit(l.Type, l.Soft, l.Hard, false) // refused: limits has warned
+		}
+	}
 	p.Become(sys.Credentials{
 		UID: user.uid, GID: user.gid, Groups: user.groups, Capabilities: s.Capabilities & c.grantable(),
 		NoNewPrivileges: s.NoNewPrivileges, Seccomp: s.Seccomp,

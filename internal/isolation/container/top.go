@@ -27,7 +27,9 @@ func (c *instance) Processes(context.Context) ([]isolation.ProcessInfo, error) {
 		}
 		uid := p.UID
 		if c.shifted() {
-			uid -= c.spec.Namespaces.UIDs.Host
+			if uid -= c.spec.Namespaces.UIDs.Host; uid >= c.spec.Namespaces.UIDs.Size {
+				uid = 65534 // what the container calls nobody of its own
+			}
 		}
 		out = append(out, isolation.ProcessInfo{PID: p.PID, PPID: p.PPID, UID: uid, Started: p.Started, CPU: p.CPU, TTY: p.TTY, Command: p.Command})
 	}

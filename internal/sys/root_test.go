@@ -1,0 +1,87 @@
+package sys
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Both ways to name the layers give an overlay whose files belong, on disk, to
+// the ids that an idmapped layer shows inside.
+func TestOverlayOfIdmappedLayers(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	const host = 710_000_000
+	userns, err := MakeUserNS(host, 65536)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer userns.Close()
+	for name, layers := range map[string]func(l, u, w *os.File) []FSConfig{"descriptors": overlayFiles, "names": overlayNames} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for _, d := range []string{"lower", "rw", "rw/upper", "rw/work"} {
+				if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.WriteFile(filepath.Join(dir, "lower/old"), []byte("x"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			err := OnThread(func(th *Thread) error {
+				if err := th.FileIDs(host, host); err != nil {
+					return err
+				}
+				var trees []*os.File
+				for _, d := range []string{"lower", "rw"} {
+					m, err := CloneTree(nil, filepath.Join(dir, d), false)
+					if err != nil {
+						return err
+					}
+					defer m.Close()
+					if err := Idmap(m, userns, false); err != nil {
+						return err
+					}
+					trees = append(trees, m)
+				}
+				upper, err := OpenPlainDir(trees[1], "upper")
+				if err != nil {
+					return err
+				}
+				defer upper.Close()
+				work, err := OpenPlainDir(trees[1], "work")
+				if err != nil {
+					return err
+				}
+				defer work.Close()
+				m, err := NewFS("overlay", 0, layers(trees[0], upper, work)...)
+				if err != nil {
+					return err
+				}
+				defer m.Close()
+				fd, err := unix.Openat(RawFD(m), "new", unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+				if err != nil {
+					return err
+				}
+				unix.Close(fd)
+				return unix.Fchmodat(RawFD(m), "old", 0o600, 0)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range []string{"new", "old"} {
+				var st syscall.Stat_t
+				if err := syscall.Stat(filepath.Join(dir, "rw/upper", f), &st); err != nil {
+					t.Fatal(err)
+				}
+				if st.Uid != 0 || st.Gid != 0 {
+					t.Errorf("%s belongs to %d:%d on disk, want root", f, st.Uid, st.Gid)
+				}
+			}
+		})
+	}
+}
