@@ -44,6 +44,10 @@ type Program struct {
 
 	refork        int    // index of an opFork that is still to come; -1: none
 	await, report [2]int // pipes, read end first; -1 when closed
+
+	// pidfd is where the kernel puts the child's descriptor. It lies in the heap:
+	// a variable of Clone's would move with its stack while Clone waits.
+	pidfd int32
 }
 
 // opened is a descriptor that a call opens and another one, if any, closes.

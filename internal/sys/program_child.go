@@ -69,8 +69,8 @@ func (p *Program) Clone(o CloneOptions) (*Child, error) {
 	if err := NotDumpable(); err != nil {
 		return nil, err
 	}
-	pidfd := int32(-1)
-	args := &cloneArgs{flags: o.Flags | unix.CLONE_FILES | unix.CLONE_PIDFD, pidfd: uint64(uintptr(unsafe.Pointer(&pidfd))), exitSignal: uint64(unix.SIGCHLD)}
+	p.pidfd = -1
+	args := &cloneArgs{flags: o.Flags | unix.CLONE_FILES | unix.CLONE_PIDFD, pidfd: uint64(uintptr(unsafe.Pointer(&p.pidfd))), exitSignal: uint64(unix.SIGCHLD)}
 	if o.Cgroup != nil {
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(RawFD(o.Cgroup))
@@ -101,6 +101,7 @@ func (p *Program) Clone(o CloneOptions) (*Child, error) {
 		syscall.ForkLock.Unlock()
 	})
 	runtime.KeepAlive(o)
+	runtime.KeepAlive(p)
 	if err == nil && errno != 0 {
 		err = fmt.Errorf("cannot clone: %w", errno)
 	}
@@ -108,11 +109,11 @@ func (p *Program) Clone(o CloneOptions) (*Child, error) {
 		if pid != 0 && errno == 0 {
 			_ = unix.Kill(int(pid), unix.SIGKILL)
 			_, _ = unix.Wait4(int(pid), nil, 0, nil)
-			_ = unix.Close(int(pidfd))
+			_ = unix.Close(int(p.pidfd))
 		}
 		return nil, err
 	}
-	file, err := PidFile(int(pidfd))
+	file, err := PidFile(int(p.pidfd))
 	if err != nil {
 		return nil, err
 	}
