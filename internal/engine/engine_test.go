@@ -350,7 +350,9 @@ func TestUserNamespaceFallback(t *testing.T) {
 		if c := w.get(res.ID); c.UserNS || len(c.Warnings) != 1 {
 			t.Errorf("%s: %+v", name, c)
 		}
-		w.start(res.ID)
+		if err := w.Start(ctx, res.ID); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
 		w.wait(res.ID, "not-running")
 		if out := w.logs(res.ID); !strings.Contains(out, "4294967295") {
 			t.Errorf("%s: uid map %q", name, out)

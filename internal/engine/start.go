@@ -63,6 +63,15 @@ func (e *Engine) start(ctx context.Context, b *box) error {
 		return err
 	}
 	sh, pid, err := e.launch(ctx, b)
+	var untrue *hardwareError
+	if errors.As(err, &untrue) {
+		// The probe had nothing against KVM, yet no guest came up under it:
+		// remember that, and emulate.
+		e.cfg.Log.Warn("a VM did not come up under KVM; emulating from now on", "id", short(b.id), "err", err)
+		if derr := e.cfg.Machines.Distrust(untrue.err.Error()); derr == nil {
+			sh, pid, err = e.launch(ctx, b)
+		}
+	}
 	if err == nil {
 		e.began(b, sh, pid)
 		return nil
@@ -178,6 +187,9 @@ func (e *Engine) launch(ctx context.Context, b *box) (_ *shim.Shim, pid int, err
 	back.add(func() { e.destroy(b.id, spec.Resources.CgroupParent, sh) })
 	step("start: shim runs")
 	if pid, err = sh.Create(ctx); err != nil {
+		if spec.Machine != nil && !spec.Machine.Emulated {
+			err = &hardwareError{err}
+		}
 		return nil, 0, err
 	}
 	step("start: created")
@@ -194,6 +206,12 @@ func (e *Engine) launch(ctx context.Context, b *box) (_ *shim.Shim, pid int, err
 	step("start: runs")
 	return sh, pid, nil
 }
+
+// hardwareError is a VM that was to run on hardware and did not come up.
+type hardwareError struct{ err error }
+
+func (h *hardwareError) Error() string { return h.err.Error() }
+func (h *hardwareError) Unwrap() error { return h.err }
 
 // makeDirs makes what an instance writes to.
 func (e *Engine) makeDirs(rec *record) error {
