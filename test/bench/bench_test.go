@@ -148,8 +148,8 @@ func BenchmarkExec(b *testing.B) {
 	e := proatest.New(b)
 	e.ImportBusybox("bb")
 	proa := filepath.Join(proatest.Bin(b), "proa")
-	e.MustProa("run", "-d", "--network", "none", "--name", "c", "bb", "sleep", "10000")
-	cs := []contender{{"proa exec", command(proa, "-H", e.Host, "exec", "c", "true")}}
+	e.MustProa("run", "-d", "--network", "none", "--name", "c0", "bb", "sleep", "10000")
+	cs := []contender{{"proa exec", command(proa, "-H", e.Host, "exec", "c0", "true")}}
 	dir := bundle(b, []string{"sleep", "10000"})
 	for _, r := range []string{"crun", "runc"} {
 		if !have(r) {
@@ -163,10 +163,10 @@ func BenchmarkExec(b *testing.B) {
 		cs = append(cs, contender{r + " exec", oci(r, "exec", id, "true")})
 	}
 	if d := startDocker(b); d != nil {
-		if err := d.docker("run", "-d", "--name", "c", "bb", "sleep", "10000"); err != nil {
+		if err := d.docker("run", "-d", "--name", "c0", "bb", "sleep", "10000"); err != nil {
 			b.Fatal(err)
 		}
-		cs = append(cs, contender{"docker exec", func() error { return d.docker("exec", "c", "true") }})
+		cs = append(cs, contender{"docker exec", func() error { return d.docker("exec", "c0", "true") }})
 	}
 	race(b, "exec CONTAINER true", "crun exec", 15, cs)
 }

@@ -132,7 +132,7 @@ func New(t testing.TB, opts ...Option) *Engine {
 	}
 	n := seq.Add(1)
 	e := &Engine{
-		t: t, Dir: dir, DataRoot: filepath.Join(dir, "data"), ExecRoot: filepath.Join(dir, "run"), bin: Bin(t),
+		t: t, Dir: dir, DataRoot: filepath.Join(dir, "data"), ExecRoot: execRoot(t), bin: Bin(t),
 		Netns: fmt.Sprintf("proa-%d-%d", os.Getpid(), n), Cgroup: fmt.Sprintf("proa-test-%d-%d", os.Getpid(), n),
 	}
 	e.kernel = Kernel(t)
@@ -153,6 +153,22 @@ func New(t testing.TB, opts ...Option) *Engine {
 	e.must("ip", "-n", e.Netns, "route", "add", "default", "via", "192.0.2.1")
 	e.Start()
 	return e
+}
+
+// execRoot is a directory on a tmpfs, as /run is on every common host: /run
+// itself where it is one, else /dev/shm.
+func execRoot(t testing.TB) string {
+	t.Helper()
+	parent := "/dev/shm"
+	var st syscall.Statfs_t
+	if err := syscall.Statfs("/run", &st); err == nil && st.Type == 0x01021994 {
+		parent = "/run"
+	}
+	dir, err := os.MkdirTemp(parent, "proa-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func (e *Engine) must(name string, args ...string) {
@@ -279,8 +295,10 @@ func (e *Engine) cleanup() {
 		e.log.Close()
 	}
 	_ = exec.Command("ip", "netns", "del", e.Netns).Run()
-	if err := os.RemoveAll(e.Dir); err != nil {
-		e.t.Errorf("cannot remove %s: %v", e.Dir, err)
+	for _, dir := range []string{e.Dir, e.ExecRoot} {
+		if err := os.RemoveAll(dir); err != nil {
+			e.t.Errorf("cannot remove %s: %v", dir, err)
+		}
 	}
 }
 

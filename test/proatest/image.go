@@ -84,10 +84,10 @@ func BusyboxRoot(t testing.TB) []Entry {
 	}
 	entries := []Entry{
 		{Name: "bin/"}, {Name: "etc/"}, {Name: "home/"}, {Name: "home/app/", UID: 1000, GID: 1000}, {Name: "root/", Mode: 0o700},
-		{Name: "tmp/", Mode: 0o1777}, {Name: "usr/"}, {Name: "var/"}, {Name: "var/lib/"},
+		{Name: "tmp/", Mode: 0o1777}, {Name: "usr/"}, {Name: "dev/"}, {Name: "proc/"}, {Name: "sys/"}, {Name: "var/"}, {Name: "var/lib/"},
 		{Name: "etc/passwd", Body: "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\napp:x:1000:1000:app:/home/app:/bin/sh\n"},
 		{Name: "etc/group", Body: "root:x:0:\nnobody:x:65534:\napp:x:1000:\nextra:x:2000:app\n"},
-		{Name: "etc/hosts"}, {Name: "etc/resolv.conf"},
+		{Name: "etc/hosts"}, {Name: "etc/resolv.conf"}, {Name: "etc/hostname"},
 		{Name: "bin/busybox", Mode: 0o755, Body: string(b)},
 		{Name: "notexec", Mode: 0o644, Body: "not a program\n"},
 	}
