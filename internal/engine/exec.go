@@ -52,14 +52,18 @@ func (e *Engine) ExecCreate(ctx context.Context, ref string, r container.ExecCre
 		return "", err
 	}
 	x := &execution{id: newID(), req: r}
+	var old []string
 	c := b.change(func(_ *record, l *live) {
 		l.execCount++
 		x.number = l.execCount
 		l.execs[x.id] = x
-		l.dropOldExecs()
+		old = l.dropOldExecs()
 	})
 	e.mu.Lock()
 	e.execs[x.id] = b.id
+	for _, id := range old {
+		delete(e.execs, id)
+	}
 	e.mu.Unlock()
 	e.emit(c, events.Action(string(events.ActionExecCreate)+": "+strings.Join(r.Cmd, " ")), map[string]string{"execID": x.id})
 	return x.id, nil
@@ -77,14 +81,16 @@ func mayExec(c *Container) error {
 	return notRunning(c)
 }
 
-// dropOldExecs forgets ended ones beyond the newest. The engine's map of ids
-// may keep a few; a look-up there ends at the box.
-func (l *live) dropOldExecs() {
+// dropOldExecs forgets ended ones beyond the newest, and those that were never
+// started, and returns their ids.
+func (l *live) dropOldExecs() (old []string) {
 	for id, x := range l.execs {
-		if x.code != nil && !x.running && l.execCount-x.number > keptExecs {
+		if !x.running && l.execCount-x.number > keptExecs {
 			delete(l.execs, id)
+			old = append(old, id)
 		}
 	}
+	return old
 }
 
 // dropExecs forgets the exec ids of a container that is gone.

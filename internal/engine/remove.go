@@ -34,8 +34,11 @@ func (e *Engine) Remove(ctx context.Context, ref string, o RemoveOptions) error 
 		return err
 	}
 	defer b.unlock()
-	if b.isGone() {
-		return noSuch(ref) // somebody else was quicker, or --rm
+	if b.isGone() { // somebody else was quicker, or --rm after our kill
+		if o.Force {
+			return nil
+		}
+		return noSuch(ref)
 	}
 	if _, err := b.step(Removing, nil); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -27,6 +28,9 @@ type saver struct {
 	due  map[*box][]func()
 	busy sync.Mutex // one flush at a time; held across the transaction, by nothing that a reader needs
 }
+
+// retrySave is the pause after a save that failed, as on a full disk.
+const retrySave = time.Second
 
 func newSaver(db *state.DB, log *slog.Logger) *saver {
 	return &saver{db: db, log: log, wake: make(chan struct{}, 1), due: map[*box][]func(){}}
@@ -62,7 +66,16 @@ func (s *saver) run(ctx context.Context) {
 			return
 		case <-s.wake:
 			if err := s.flush(); err != nil {
-				s.log.Error("cannot save container records", "err", err)
+				s.log.Error("cannot save container records; trying again", "err", err)
+				select {
+				case <-time.After(retrySave):
+				case <-ctx.Done():
+					return
+				}
+				select {
+				case s.wake <- struct{}{}:
+				default:
+				}
 			}
 		}
 	}

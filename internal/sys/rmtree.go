@@ -30,12 +30,26 @@ func RemoveTree(path string) error {
 	} else if err != nil {
 		return &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return removeAt(int(parent.Fd()), name, path, uint64(st.Dev))
+	r := &remover{top: -1, dev: uint64(st.Dev)}
+	return r.remove(int(parent.Fd()), name, path, 0)
 }
 
-// removeAt removes name below the open directory dirfd. It tries unlink first,
+// deepest is how many directories are held open at once. What lies deeper is
+// moved up to the top of the tree first: a process in a container can make
+// directories a million levels deep.
+const deepest = 128
+
+// remover is one removal of a tree.
+type remover struct {
+	dev   uint64
+	top   int  // the open directory at the top of the tree
+	moved int  // how many were moved up; a number is never used twice
+	again bool // something was moved up since the top was last read
+}
+
+// remove removes name below the open directory dirfd. It tries unlink first,
 // which is one call for everything but directories.
-func removeAt(dirfd int, name, full string, dev uint64) error {
+func (r *remover) remove(dirfd int, name, full string, depth int) error {
 	err := unix.Unlinkat(dirfd, name, 0)
 	if err == nil || err == unix.ENOENT {
 		return nil
@@ -57,8 +71,18 @@ func removeAt(dirfd int, name, full string, dev uint64) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: full, Err: err}
 	}
-	if uint64(st.Dev) != dev {
+	if uint64(st.Dev) != r.dev {
 		return fmt.Errorf("cannot remove %q: another file system is mounted there: %w", full, unix.EBUSY)
+	}
+	if depth == 0 {
+		r.top = fd
+	}
+	if depth == deepest {
+		r.moved, r.again = r.moved+1, true
+		if err := unix.Renameat2(dirfd, name, r.top, fmt.Sprintf(".proa-deep-%d", r.moved), unix.RENAME_NOREPLACE); err != nil {
+			return &os.PathError{Op: "move up", Path: full, Err: err}
+		}
+		return nil
 	}
 	var first error
 	for {
@@ -66,11 +90,18 @@ func removeAt(dirfd int, name, full string, dev uint64) error {
 		// a pass finds nothing new.
 		names, err := dir.Readdirnames(256)
 		for _, n := range names {
-			if err := removeAt(fd, n, filepath.Join(full, n), dev); err != nil && first == nil {
+			if err := r.remove(fd, n, filepath.Join(full, n), depth+1); err != nil && first == nil {
 				first = err
 			}
 		}
 		if errors.Is(err, io.EOF) || len(names) == 0 {
+			if depth == 0 && r.again && first == nil {
+				r.again = false
+				if _, err := dir.Seek(0, io.SeekStart); err != nil {
+					return err
+				}
+				continue
+			}
 			break
 		}
 		if err != nil {

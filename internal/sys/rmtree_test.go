@@ -69,3 +69,32 @@ func TestRemoveTreeStaysOnItsFileSystem(t *testing.T) {
 		t.Errorf("the walk entered another file system: %v", err)
 	}
 }
+
+func TestRemoveTreeOfAnyDepth(t *testing.T) {
+	tree := filepath.Join(t.TempDir(), "tree")
+	if err := os.Mkdir(tree, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Open(tree, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5000 {
+		if err := unix.Mkdirat(at, "directory", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		below, err := unix.Openat(at, "directory", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		unix.Close(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = below
+	}
+	unix.Close(at)
+	if err := RemoveTree(tree); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(tree); !os.IsNotExist(err) {
+		t.Errorf("the tree is still there: %v", err)
+	}
+}
