@@ -40,8 +40,15 @@ func TestMain(m *testing.M) {
 	if step := os.Getenv(childEnv); step != "" {
 		os.Exit(killedChild(step))
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if shimDir != "" {
+		os.RemoveAll(shimDir)
+	}
+	os.Exit(code)
 }
+
+// shimDir is where the shim was built for these tests.
+var shimDir string
 
 // world is a whole engine over real rooms, with a bridge, a table, a cgroup
 // and ids of its own.
@@ -74,6 +81,7 @@ var shimBinary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	shimDir = dir
 	bin := filepath.Join(dir, "proa-shim")
 	cmd := exec.Command("go", "build", "-o", bin, "proa/cmd/proa-shim")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
