@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"proa/internal/isolation"
 )
@@ -31,6 +32,11 @@ func ClaimRange(files []string, owner string, width uint32) (isolation.IDMap, er
 	if width < 1 || width > 1<<28 {
 		return isolation.IDMap{}, invalid("cannot use a user namespace of %d ids", width)
 	}
+	unlock, err := lockRanges(files)
+	if err != nil {
+		return isolation.IDMap{}, err
+	}
+	defer unlock()
 	var taken []isolation.IDMap
 	contents := make([][]byte, len(files))
 	var mine []isolation.IDMap // per file, Size 0: not there
@@ -72,6 +78,11 @@ func ClaimRange(files []string, owner string, width uint32) (isolation.IDMap, er
 // ReleaseRange takes the record of an engine's ids out of files again; for
 // uninstalling and for tests.
 func ReleaseRange(files []string, owner string) error {
+	unlock, err := lockRanges(files)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	for _, f := range files {
 		raw, err := os.ReadFile(f)
 		if os.IsNotExist(err) {
@@ -85,6 +96,22 @@ func ReleaseRange(files []string, owner string) error {
 		}
 	}
 	return nil
+}
+
+// lockRanges keeps two engines that start at once from choosing the same ids.
+func lockRanges(files []string) (unlock func(), err error) {
+	if len(files) == 0 {
+		return func() {}, nil
+	}
+	dir, err := os.Open(filepath.Dir(files[0]))
+	if err != nil {
+		return nil, fmt.Errorf("cannot choose ids for containers: %w", err)
+	}
+	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("cannot choose ids for containers: cannot lock %q: %w", dir.Name(), err)
+	}
+	return func() { dir.Close() }, nil
 }
 
 // parseRanges reads "name:start:count" lines; what is no such line belongs to nobody.

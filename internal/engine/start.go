@@ -17,6 +17,7 @@ import (
 	"proa/internal/network"
 	"proa/internal/shim"
 	"proa/internal/sys"
+	"proa/internal/sys/cgroup"
 )
 
 // Start starts a container that does not run. One that runs already gives
@@ -59,6 +60,7 @@ func (u undo) run() {
 // goes away does not stop it half-way.
 func (e *Engine) start(ctx context.Context, b *box) error {
 	ctx = context.WithoutCancel(ctx)
+	go cgroup.Warm()
 	if err := b.snap.Load().State.canBecome(b.id, Running); err != nil {
 		return err
 	}
