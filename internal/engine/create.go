@@ -19,9 +19,9 @@ import (
 
 	"proa/internal/image"
 	"proa/internal/isolation"
-	"proa/internal/sys/cgroup"
 	"proa/internal/isolation/vm/machine"
 	"proa/internal/sys"
+	"proa/internal/sys/cgroup"
 )
 
 // holder is the name under which a container holds its image and its volumes.

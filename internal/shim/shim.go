@@ -125,8 +125,8 @@ func (s *Starter) Start(ctx context.Context, spec *isolation.Spec, files []*os.F
 	pid, err := syscall.ForkExec(s.Binary, []string{"proa-shim", dir}, &syscall.ProcAttr{
 		Dir:   "/",
 		Files: fds,
-		// The shim is idle nearly always: a small heap matters, a fast collector does not.
-		Env: []string{"GOGC=25", "GOMAXPROCS=2", "GOTRACEBACK=all", "PATH=" + os.Getenv("PATH")},
+		// The server switches the collector on when the start is over.
+		Env: []string{"GOGC=off", "GOMAXPROCS=2", "GOTRACEBACK=all", "PATH=" + os.Getenv("PATH")},
 		Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	})
 	if err != nil {

@@ -79,6 +79,9 @@ func Main(args []string, drivers map[isolation.Kind]isolation.Driver) int {
 	return 0
 }
 
+// settleTime is when a start is surely over.
+const settleTime = time.Second
+
 func run(args []string, drivers map[isolation.Kind]isolation.Driver) error {
 	if len(args) != 2 || !filepath.IsAbs(args[1]) {
 		return errors.New("is started by proad, one for each container; it has no use by hand")
@@ -115,6 +118,12 @@ func run(args []string, drivers map[isolation.Kind]isolation.Driver) error {
 			return err
 		}
 	}
+	// A start is over before a first collection would pay; from then on the
+	// shim is idle nearly always, and a small heap is what matters.
+	time.AfterFunc(settleTime, func() {
+		debug.SetGCPercent(25)
+		debug.FreeOSMemory()
+	})
 	go s.accept(listener)
 	s.live()
 	_ = listener.Close()
