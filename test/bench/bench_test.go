@@ -23,13 +23,20 @@ type contender struct {
 	do   func() error
 }
 
+// pause stands before each run, so that nobody profits or suffers from what
+// the one before left in the kernel: grace periods, dying namespaces.
+const pause = 100 * time.Millisecond
+
 // race runs the contenders in turn, rounds times after one warm-up, and prints
-// medians and ratios to the one named base.
+// medians and ratios to the one named base. Each round begins with another
+// contender.
 func race(b *testing.B, what, base string, rounds int, cs []contender) map[string]time.Duration {
 	b.Helper()
 	times := map[string][]time.Duration{}
 	for i := range rounds + 1 {
-		for _, c := range cs {
+		for j := range cs {
+			c := cs[(i+j)%len(cs)]
+			time.Sleep(pause)
 			begin := time.Now()
 			if err := c.do(); err != nil {
 				b.Fatalf("%s, %s: %v", what, c.name, err)

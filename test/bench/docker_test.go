@@ -58,6 +58,13 @@ exec dockerd --data-root %[1]s/data --exec-root /run/docker -H unix://%[1]s/dock
 			<-done
 		}
 		_ = os.RemoveAll(dir)
+		// The groups that dockerd made for its containers are its own, and empty.
+		for _, pattern := range []string{"/sys/fs/cgroup/docker", "/sys/fs/cgroup/*/docker"} {
+			groups, _ := filepath.Glob(pattern)
+			for _, g := range groups {
+				_ = os.Remove(g)
+			}
+		}
 	})
 	for end := time.Now().Add(30 * time.Second); d.docker("version") != nil; time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {
