@@ -48,6 +48,7 @@ type live struct {
 	execCount int
 	health    *container.Health
 	waiters   []*waiter
+	told      []told        // answers that publish delivers
 	pending   []*Attachment // attached before the start
 	backoff   backoff
 	unplan    func() bool // stops the planned restart
@@ -90,8 +91,19 @@ func (b *box) change(edit func(r *record, l *live)) *Container {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	edit(&b.rec, &b.live)
+	return b.publish()
+}
+
+// publish shows the present state to readers, and only then to who waits for
+// it: a waiter that looks must see what it was told of. The caller holds mu.
+func (b *box) publish() *Container {
 	c := b.rec.snapshot(&b.live)
 	b.snap.Store(c)
+	for _, t := range b.live.told {
+		t.w.ch <- t.r // has room for the one value that it gets
+		close(t.w.ch)
+	}
+	b.live.told = nil
 	return c
 }
 
@@ -113,9 +125,7 @@ func (b *box) step(to State, edit func(r *record, l *live)) (*Container, error) 
 	if edit != nil {
 		edit(&b.rec, &b.live)
 	}
-	c := b.rec.snapshot(&b.live)
-	b.snap.Store(c)
-	return c, nil
+	return b.publish(), nil
 }
 
 // shim is the instance's shim, or an error if it does not run.
@@ -185,8 +195,14 @@ func (e *Engine) Wait(ctx context.Context, ref string, cond container.WaitCondit
 	return w.ch, nil
 }
 
-// tell answers waiters: those for an exit, or all when it is removed. The
-// caller holds mu (it is called from change and step).
+// told is the answer to one waiter.
+type told struct {
+	w *waiter
+	r WaitResult
+}
+
+// tell answers waiters, with the next publish: those for an exit, or all when
+// it is removed. It is called from change and step.
 func (l *live) tell(r WaitResult, removed bool) {
 	kept := l.waiters[:0]
 	for _, w := range l.waiters {
@@ -194,8 +210,7 @@ func (l *live) tell(r WaitResult, removed bool) {
 			kept = append(kept, w)
 			continue
 		}
-		w.ch <- r
-		close(w.ch)
+		l.told = append(l.told, told{w, r})
 	}
 	clear(l.waiters[len(kept):])
 	l.waiters = kept
