@@ -36,7 +36,7 @@ func holder(id string) string { return "container/" + id }
 // one transaction: a crash leaves a whole container or none.
 func (e *Engine) Create(ctx context.Context, r CreateRequest) (CreateResult, error) {
 	var none CreateResult
-	go cgroup.Warm() // most creates are half of a run
+	e.work.Go(cgroup.Warm) // most creates are half of a run
 	if r.Config == nil || r.Config.Image == "" {
 		return none, invalid("no image specified")
 	}

@@ -60,7 +60,7 @@ func (u undo) run() {
 // goes away does not stop it half-way.
 func (e *Engine) start(ctx context.Context, b *box) error {
 	ctx = context.WithoutCancel(ctx)
-	go cgroup.Warm()
+	e.work.Go(cgroup.Warm)
 	if err := b.snap.Load().State.canBecome(b.id, Running); err != nil {
 		return err
 	}
@@ -215,7 +215,8 @@ type hardwareError struct{ err error }
 func (h *hardwareError) Error() string { return h.err.Error() }
 func (h *hardwareError) Unwrap() error { return h.err }
 
-// makeDirs makes what an instance writes to.
+// makeDirs makes what an instance writes to, but not the upper directory: that
+// is made by its driver, in the likeness of the image's root.
 func (e *Engine) makeDirs(rec *record) error {
 	dirs := []string{e.dir(rec.ID), e.runDir(rec.ID)}
 	if rec.Kind == isolation.Container {
@@ -233,14 +234,6 @@ func (e *Engine) makeDirs(rec *record) error {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("cannot make a directory of the container: %w", err)
 		}
-	}
-	if rec.Kind != isolation.Container {
-		return nil
-	}
-	// The upper directory becomes the container's "/", and has the mode that a root has.
-	upper := filepath.Join(e.upperDir(rec.ID), "upper")
-	if err := os.Mkdir(upper, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("cannot make the writable layer: %w", err)
 	}
 	return nil
 }
