@@ -79,9 +79,9 @@ func Pipe(write bool) (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(p[0]), "pipe"), os.NewFile(uintptr(p[1]), "pipe"), nil
 }
 
-// Chown changes the owner of an open file, a pipe or a terminal included.
+// Chown changes the owner of an open file, O_PATH, a pipe or a terminal included.
 func Chown(f *os.File, uid, gid uint32) error {
-	if err := unix.Fchown(RawFD(f), int(uid), int(gid)); err != nil && err != syscall.EROFS {
+	if err := unix.Fchownat(RawFD(f), "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil && err != syscall.EROFS {
 		return fmt.Errorf("cannot change the owner of %s: %w", f.Name(), err)
 	}
 	return nil

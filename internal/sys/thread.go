@@ -60,6 +60,13 @@ func (t *Thread) FileIDs(uid, gid uint32) error {
 	return nil
 }
 
+// fileIDs are the ids with which the calling thread makes files.
+func fileIDs() (uid, gid uint32) {
+	u, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, ^uintptr(0), 0, 0)
+	g, _, _ := unix.RawSyscall(unix.SYS_SETFSGID, ^uintptr(0), 0, 0)
+	return uint32(u), uint32(g)
+}
+
 const secbitNoSetuidFixup = 1 << 2 // linux/securebits.h
 
 // EnterMounts moves the thread into the mount namespace of a process (Linux 5.8).

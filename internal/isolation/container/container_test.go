@@ -221,6 +221,38 @@ func TestMounts(t *testing.T) {
 	}
 }
 
+// The engine's own files may lie where no owner can be shifted, as on a tmpfs
+// before Linux 6.3; here an overlay stands for it.
+func TestFilesThatCannotBeShifted(t *testing.T) {
+	root := busybox(t)
+	dir := t.TempDir()
+	for _, d := range []string{"lower", "upper", "work", "at"} {
+		must(t, os.Mkdir(filepath.Join(dir, d), 0o755))
+	}
+	at := filepath.Join(dir, "at")
+	must(t, syscall.Mount("overlay", at, "overlay", 0, fmt.Sprintf("lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work", dir, dir, dir)))
+	t.Cleanup(func() { must(t, syscall.Unmount(at, 0)) })
+	hosts := filepath.Join(at, "hosts")
+	must(t, os.WriteFile(hosts, []byte("one\n"), 0o644))
+	out := shell(t, root, `stat -c '%u %g' /etc/hosts; echo two >> /etc/hosts`, func(s *isolation.Spec) { s.Network.Hosts = hosts })
+	if out != "0 0\n" {
+		t.Errorf("owner inside: %q, want root", out)
+	}
+	if b, _ := os.ReadFile(hosts); string(b) != "one\ntwo\n" {
+		t.Errorf("hosts: %q", b)
+	}
+
+	// A user's files are never given away.
+	s := newSpec(t, root, "true")
+	bind(t, s, at, "/data", nil)
+	if _, err := (&container.Driver{}).Create(context20(t), s); err == nil || !strings.Contains(err.Error(), "cannot shift the owners") {
+		t.Errorf("a bind mount that cannot be shifted: %v", err)
+	}
+	if st, err := os.Stat(hosts); err != nil || st.Sys().(*syscall.Stat_t).Uid != idHost {
+		t.Errorf("hosts: %v, %v", st, err)
+	}
+}
+
 func TestWritableLayer(t *testing.T) {
 	root := busybox(t)
 	must(t, os.Chmod(root, 0o755))

@@ -229,7 +229,13 @@ func (c *instance) cloneSources(userns *os.File) (out []source, err error) {
 			return out, err
 		}
 		if userns != nil && b.Idmap {
-			if err := sys.Idmap(mount, userns, !b.NonRecursive); err != nil {
+			err := sys.Idmap(mount, userns, !b.NonRecursive)
+			if own := i < len(c.binds)-len(c.spec.Mounts); own && errors.Is(err, syscall.EINVAL) {
+				// A file of the engine's on a tmpfs before Linux 6.3. Nobody else
+				// owns it, so it can simply be given to the container's root.
+				err = sys.Chown(mount, c.hostUID(0), c.hostGID(0))
+			}
+			if err != nil {
 				return out, fmt.Errorf("cannot shift the owners of %q: %w", b.Origin, err)
 			}
 		}

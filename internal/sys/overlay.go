@@ -1,0 +1,107 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Overlay makes a detached overlay of the detached mounts lower and layer, of
+// which the second holds "upper" and "work". It works with the ids of the
+// calling thread (Thread.FileIDs), which must be those of the container's root
+// where the layers are idmapped. attr is a set of MOUNT_ATTR_ flags. With
+// volatile nothing is ever synced.
+func Overlay(lower, layer *os.File, attr int, volatile bool) (*os.File, error) {
+	// index and its file handles are of no use to one mount of one upper.
+	rest := []FSConfig{{Key: "index", Value: "off"}, {Key: "source", Value: "overlay"}}
+	if volatile {
+		rest = append(rest, FSConfig{Key: "volatile", Flag: true})
+	}
+	if !oldOverlay.Load() {
+		m, err := overlayDetached(lower, layer, attr, rest)
+		if err == nil {
+			return m, nil
+		}
+		// EOPNOTSUPP: an overlay takes nothing but names (before Linux 6.5);
+		// EINVAL: no descriptors (6.13), or no detached layers (6.15).
+		if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
+			return nil, err
+		}
+	}
+	m, err := overlayAttached(lower, layer, attr, rest)
+	if err == nil {
+		oldOverlay.Store(true)
+	}
+	return m, err
+}
+
+// oldOverlay remembers that only overlayAttached works here.
+var oldOverlay atomic.Bool
+
+// overlayDetached gives the layers as descriptors of detached mounts (Linux 6.15).
+func overlayDetached(lower, layer *os.File, attr int, rest []FSConfig) (*os.File, error) {
+	upper, work, err := writableDirs(layer)
+	if err != nil {
+		return nil, err
+	}
+	defer upper.Close()
+	defer work.Close()
+	return NewFS("overlay", attr, append([]FSConfig{
+		{Key: "lowerdir+", File: lower}, {Key: "upperdir", File: upper}, {Key: "workdir", File: work},
+	}, rest...)...)
+}
+
+// overlayAttached is overlayDetached for older kernels, which take names and
+// no layers that are not mounted in the caller's mount namespace. So a thread
+// makes a namespace that ends with it and mounts both there; the overlay keeps
+// private clones of them. Lower and layer are attached afterwards and cannot be
+// attached again.
+func overlayAttached(lower, layer *os.File, attr int, rest []FSConfig) (m *os.File, err error) {
+	uid, gid := fileIDs()
+	err = OnThread(func(t *Thread) error {
+		if err := t.FileIDs(uid, gid); err != nil {
+			return err
+		}
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("cannot make a mount namespace for an overlay: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("cannot make the root mount private: %w", err)
+		}
+		// One above the other on the root, where a place is always: names are
+		// still looked up below, from the thread's own root.
+		for _, f := range []*os.File{lower, layer} {
+			if err := Attach(f, "/"); err != nil {
+				return err
+			}
+		}
+		upper, work, err := writableDirs(layer)
+		if err != nil {
+			return err
+		}
+		defer upper.Close()
+		defer work.Close()
+		name := func(f *os.File) string { return "/proc/thread-self/fd/" + strconv.Itoa(RawFD(f)) }
+		m, err = NewFS("overlay", attr, append([]FSConfig{
+			{Key: "lowerdir", Value: name(lower)}, {Key: "upperdir", Value: name(upper)}, {Key: "workdir", Value: name(work)},
+		}, rest...)...)
+		return err
+	})
+	return m, err
+}
+
+// writableDirs opens the two directories of a writable layer.
+func writableDirs(layer *os.File) (upper, work *os.File, err error) {
+	if upper, err = OpenPlainDir(layer, "upper"); err != nil {
+		return nil, nil, fmt.Errorf("cannot open the writable layer: %w", err)
+	}
+	if work, err = OpenPlainDir(layer, "work"); err != nil {
+		_ = upper.Close()
+		return nil, nil, fmt.Errorf("cannot open the writable layer: %w", err)
+	}
+	return upper, work, nil
+}
