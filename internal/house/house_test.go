@@ -29,7 +29,7 @@ var rank = map[string]int{
 	"internal/isolation/container": 4, "internal/isolation/vm": 4,
 	"internal/isolation/container/seccomp": 3,
 	"internal/isolation/vm/wire":           3, "internal/isolation/vm/agent": 4, "internal/isolation/vm/machine": 4,
-	"internal/shim":    5, "internal/shim/wire": 4,
+	"internal/shim": 5, "internal/shim/wire": 4,
 	"internal/engine":  6,
 	"internal/api":     7,
 	"internal/daemon":  8,
