@@ -237,7 +237,7 @@ func (e *Engine) Size(ctx context.Context, ref string) (Size, error) {
 	if c.Kind != "container" {
 		rw = e.dir(b.id)
 	}
-	n, err := sys.DiskUse(rw)
+	n, err := sys.DiskUsage(ctx, rw)
 	if err != nil {
 		return Size{}, fmt.Errorf("cannot measure container %s: %w", short(b.id), err)
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"proa/internal/image/flat"
+	"proa/internal/sys"
 )
 
 // layerSize is what one flat layer takes.
@@ -49,7 +50,7 @@ func (s *Store) layerSize(diffID digest.Digest) (layerSize, error) {
 	if err != nil {
 		return layerSize{}, fmt.Errorf("cannot read layer %s: %w", diffID, err)
 	}
-	disk, err := onDisk(l.Dir)
+	disk, err := sys.DiskUsage(context.Background(), l.Dir)
 	if err != nil {
 		return layerSize{}, err
 	}

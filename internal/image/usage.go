@@ -2,12 +2,9 @@ package image
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
-	"syscall"
+
+	"proa/internal/sys"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -90,7 +87,7 @@ func (s *Store) onDisk() (*Usage, error) {
 	u := &Usage{}
 	for sub, n := range map[string]*int64{"content": &u.Blobs, "flat": &u.Flat, "index": &u.Indexes, "extract": &u.Extract} {
 		var err error
-		if *n, err = onDisk(filepath.Join(s.cfg.Root, sub)); err != nil {
+		if *n, err = sys.DiskUsage(context.Background(), filepath.Join(s.cfg.Root, sub)); err != nil {
 			return nil, err
 		}
 	}
@@ -103,42 +100,4 @@ func (s *Store) disk() (int64, error) {
 		return 0, err
 	}
 	return u.Total(), nil
-}
-
-// onDisk adds up the blocks of all regular files below root. Files that
-// vanish meanwhile count nothing; links to one file count once.
-func onDisk(root string) (int64, error) {
-	var sum int64
-	seen := map[uint64]bool{}
-	err := filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
-		if err == nil && !d.Type().IsRegular() {
-			return nil
-		}
-		var fi fs.FileInfo
-		if err == nil {
-			fi, err = d.Info()
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		st, ok := fi.Sys().(*syscall.Stat_t)
-		if !ok {
-			return fmt.Errorf("no stat of %q: %w", fi.Name(), os.ErrInvalid)
-		}
-		if st.Nlink > 1 {
-			if seen[st.Ino] {
-				return nil
-			}
-			seen[st.Ino] = true
-		}
-		sum += st.Blocks * 512
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("cannot measure %q: %w", root, err)
-	}
-	return sum, nil
 }

@@ -117,31 +117,3 @@ func (r *remover) remove(dirfd int, name, full string, depth int) error {
 	}
 	return nil
 }
-
-// DiskUse adds up what the tree at path takes on disk in bytes, hard links once,
-// as du(1) does. No such path takes nothing.
-func DiskUse(path string) (int64, error) {
-	var total int64
-	seen := map[uint64]bool{}
-	err := filepath.WalkDir(path, func(p string, _ os.DirEntry, err error) error {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil // it is in use; files come and go
-		}
-		if err != nil {
-			return err
-		}
-		var st unix.Stat_t
-		if err := unix.Lstat(p, &st); err != nil {
-			return nil
-		}
-		if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			if seen[st.Ino] {
-				return nil
-			}
-			seen[st.Ino] = true
-		}
-		total += st.Blocks * 512
-		return nil
-	})
-	return total, err
-}

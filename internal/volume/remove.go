@@ -10,7 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
+
+	"proa/internal/sys"
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
@@ -132,7 +133,7 @@ func (s *Store) Prune(ctx context.Context, all bool, filters map[string][]string
 			return gone, freed, err
 		}
 		gone = append(gone, v.Name)
-		n, err := onDisk(ctx, aside)
+		n, err := sys.DiskUsage(ctx, aside)
 		if err != nil {
 			return gone, freed, err
 		}
@@ -163,60 +164,11 @@ func (s *Store) Usage(ctx context.Context) ([]Usage, error) {
 	}
 	var out []Usage
 	for _, v := range list {
-		n, err := onDisk(ctx, v.Mountpoint)
+		n, err := sys.DiskUsage(ctx, v.Mountpoint)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, Usage{Volume: v, Size: n, Users: len(users[v.Name])})
 	}
 	return out, nil
-}
-
-// onDisk adds up the blocks of everything below root on root's file system.
-// Containers write there meanwhile: what vanishes counts nothing.
-func onDisk(ctx context.Context, root string) (int64, error) {
-	var sum int64
-	var dev uint64
-	type key struct{ dev, ino uint64 }
-	seen := map[key]bool{}
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if cerr := ctx.Err(); cerr != nil {
-			return cerr
-		}
-		var fi fs.FileInfo
-		if err == nil {
-			fi, err = d.Info()
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		st, ok := fi.Sys().(*syscall.Stat_t)
-		if !ok {
-			return fmt.Errorf("no stat of %q: %w", path, os.ErrInvalid)
-		}
-		if path == root {
-			dev = uint64(st.Dev)
-		}
-		if uint64(st.Dev) != dev {
-			if d.IsDir() {
-				return filepath.SkipDir
-			}
-			return nil
-		}
-		if k := (key{uint64(st.Dev), st.Ino}); !d.IsDir() && st.Nlink > 1 {
-			if seen[k] {
-				return nil
-			}
-			seen[k] = true
-		}
-		sum += st.Blocks * 512
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("cannot measure %q: %w", root, err)
-	}
-	return sum, nil
 }
