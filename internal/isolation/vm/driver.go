@@ -18,10 +18,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -40,11 +38,6 @@ type Driver struct{}
 // processor: its main and helper threads, and 64 for disk input and output.
 const vmmTasks = 96
 
-// guestTasks is how many tasks a guest has before the user's first, with some
-// room: threads of its kernel, most of them one for each processor, and of the
-// agent. They count towards the guest's limit.
-func guestTasks(cpus int) int64 { return 56 + 16*int64(cpus) }
-
 // maxNetworkFile bounds resolv.conf and hosts, which travel to the guest.
 const maxNetworkFile = 256 << 10
 
@@ -61,7 +54,7 @@ func (Driver) Create(ctx context.Context, spec *isolation.Spec) (_ isolation.Ins
 	if err != nil {
 		return nil, err
 	}
-	i := &Instance{spec: spec, killed: make(chan struct{}), ended: make(chan struct{})}
+	i := &Instance{spec: spec, pids: spec.Resources.Pids, killed: make(chan struct{}), ended: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			_ = i.Delete(context.WithoutCancel(ctx))
@@ -183,15 +176,7 @@ func guestSetup(spec *isolation.Spec) (*wire.Setup, error) {
 		RootDevice: m.RootDevice, DataDevices: m.DataDevices, RWDevice: m.RWDevice, Readonly: spec.Root.Readonly,
 		Privileged: spec.Resources.Privileged, Hostname: spec.Hostname, Domain: spec.Domain, NICs: spec.Network.NICs,
 		Mounts: spec.Mounts, Sysctls: spec.Sysctls, MaskedPaths: spec.MaskedPaths, ReadonlyPaths: spec.ReadonlyPaths,
-		Time: time.Now().UnixNano(),
-	}
-	if _, set := s.Sysctls["kernel.threads-max"]; spec.Resources.Pids > 0 && !set {
-		// The whole guest is the group that --pids-limit is about.
-		s.Sysctls = maps.Clone(s.Sysctls)
-		if s.Sysctls == nil {
-			s.Sysctls = map[string]string{}
-		}
-		s.Sysctls["kernel.threads-max"] = strconv.FormatInt(spec.Resources.Pids+guestTasks(m.CPUs), 10)
+		Time: time.Now().UnixNano(), Init: spec.Init, Limits: wire.Limits{Pids: spec.Resources.Pids},
 	}
 	for _, f := range []struct {
 		path string

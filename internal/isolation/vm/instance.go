@@ -37,6 +37,8 @@ type Instance struct {
 	pidfd   *os.File
 
 	frozen atomic.Bool
+	limits sync.Mutex // guards pids, also while the guest is told
+	pids   int64      // limit of processes in the guest; 0 and less: none
 
 	// Written before ended is closed, read afterwards.
 	death string // how QEMU ended
@@ -99,7 +101,9 @@ func (i *Instance) Stats(ctx context.Context) (*isolation.Stats, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.Pids, s.PidsLimit = 0, uint64(max(0, i.spec.Resources.Pids))
+	i.limits.Lock()
+	s.Pids, s.PidsLimit = 0, uint64(max(0, i.pids))
+	i.limits.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, statsLimit)
 	defer cancel()
 	if g, err := i.client.Stats(ctx); err == nil {
@@ -115,23 +119,32 @@ func (i *Instance) Processes(ctx context.Context) ([]isolation.ProcessInfo, erro
 	return i.client.Processes(ctx)
 }
 
-// Update changes the processor limits of a running machine. Its memory and the
+// Update changes the processor limits of a running machine and its limit of
+// processes, which the guest's kernel keeps. Its memory and the
 // number of its virtual processors are those of its boot:
 // errdefs.ErrInvalidArgument says so.
-func (i *Instance) Update(_ context.Context, r *isolation.Resources) error {
+func (i *Instance) Update(ctx context.Context, r *isolation.Resources) error {
 	m := i.spec.Machine
 	if r.MemoryBytes != i.spec.Resources.MemoryBytes {
 		return fmt.Errorf("cannot change the memory of a running VM: %w: stop it first", errdefs.ErrInvalidArgument)
-	}
-	if r.Pids != i.spec.Resources.Pids {
-		return fmt.Errorf("cannot change the process limit of a running VM: %w: stop it first", errdefs.ErrInvalidArgument)
 	}
 	if r.CPUPeriod > 0 && r.CPUQuota > int64(m.CPUs)*r.CPUPeriod {
 		return fmt.Errorf("cannot give a running VM more than its %d virtual processors: %w: stop it first", m.CPUs, errdefs.ErrInvalidArgument)
 	}
 	limits := vmmLimits(*r, m)
-	_, err := i.group.Update(&limits)
-	return err
+	if _, err := i.group.Update(&limits); err != nil {
+		return err
+	}
+	i.limits.Lock()
+	defer i.limits.Unlock()
+	if r.Pids == i.pids {
+		return nil
+	}
+	if err := i.client.Update(ctx, wire.Limits{Pids: r.Pids}); err != nil {
+		return err
+	}
+	i.pids = r.Pids
+	return nil
 }
 
 // Delete kills QEMU if it still runs and removes the cgroup.

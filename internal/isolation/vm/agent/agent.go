@@ -53,6 +53,10 @@ type Agent struct {
 	procs map[uint32]*process // by id, of the current epoch
 	state state
 	disk  *os.File // mount of the writable layer's file system
+
+	// room is set once, by Setup, before the state says so. A process is
+	// started in it by one request at a time.
+	room *room
 }
 
 // state is how far the guest has come.
@@ -80,8 +84,9 @@ type Options struct {
 	// Forget are files of the initramfs that only the boot needed; they are
 	// removed before the root is switched, because they lie in memory.
 	Forget []string
-	// Dev makes the file system for /dev as a detached mount; nil: devtmpfs.
-	Dev func() (*os.File, error)
+	// Cgroups is where cgroup version 2 is to be mounted, the user's group below
+	// it; empty: no group is made, and nothing can be limited.
+	Cgroups string
 	// PowerOff ends the machine after Shutdown was answered.
 	PowerOff func()
 	// Welcome is what the host is told of the boot.
@@ -289,6 +294,12 @@ func (a *Agent) perform(h wire.Header, b []byte) (reply any, after func(), err e
 			return nil, nil, err
 		}
 		return nil, nil, sys.SetClock(time.Unix(0, nanos))
+	case wire.OpUpdate:
+		var l wire.Limits
+		if err := wire.DecodeJSON(b, &l); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, a.update(l)
 	case wire.OpPing:
 		return nil, nil, nil
 	case wire.OpShutdown:
@@ -308,6 +319,14 @@ func failureOf(err error) *wire.Failure {
 		return &wire.Failure{Kind: wire.FailureKind(s.Kind), Step: s.Step, Why: s.Why}
 	}
 	return &wire.Failure{Kind: wire.FailFailed, Step: "carry out the request", Why: err.Error()}
+}
+
+// update changes the limits of the user's processes.
+func (a *Agent) update(l wire.Limits) error {
+	if err := a.enter(running, running, "change the limits"); err != nil {
+		return err
+	}
+	return a.room.group.limit(l)
 }
 
 // enter moves from one state to the next, or says why that is not possible.

@@ -251,9 +251,29 @@ func TestExitAndSignals(t *testing.T) {
 	if d := time.Since(begin); d < 800*time.Millisecond || d > 5*time.Second {
 		t.Errorf("a held pipe was waited for %s", d)
 	}
-	// An orphan is reaped: nothing is left of it but the pid.
-	if out, _ := run(t, c, "(sleep 0.1 &) ; sleep 0.4; cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z '"); out != "0\n" {
+	// An orphan is process 1's, which does not reap unless it is told to be an init.
+	orphan := "(sleep 0.1 &) ; sleep 0.4; cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z '"
+	if out, _ := run(t, c, orphan); out != "1\n" {
 		t.Errorf("zombies: %q", out)
+	}
+	c = boot(t)
+	s := setupOf(makeDisks(t))
+	s.Init = true
+	if err := c.Setup(deadline(t), s); err != nil {
+		t.Fatal(err)
+	}
+	main, err := c.Start(deadline(t), sleeper(), isolation.Stdio{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := run(t, c, orphan+"; head -n 1 /proc/1/status"); out != "0\nName:\tproa-init\n" {
+		t.Errorf("zombies and process 1 of an init: %q", out)
+	}
+	if err := main.Signal(deadline(t), 15); err != nil {
+		t.Fatal(err)
+	}
+	if x, err := main.Wait(deadline(t)); err != nil || x.Code != 143 {
+		t.Errorf("SIGTERM by way of an init: %+v %v", x, err)
 	}
 }
 
@@ -458,10 +478,10 @@ func TestStatsAndProcesses(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	list, err := c.Processes(deadline(t))
-	if err != nil || len(list) != 2 {
+	if err != nil || len(list) != 1 {
 		t.Fatalf("%+v %v", list, err)
 	}
-	if p := list[1]; p.Command != "sleep 1000" || p.PPID != 1 || p.UID != 0 || p.TTY != "?" || time.Since(p.Started).Abs() > time.Minute {
+	if p := list[0]; p.Command != "sleep 1000" || p.PPID != 1 || p.UID != 0 || p.TTY != "?" || time.Since(p.Started).Abs() > time.Minute {
 		t.Errorf("%+v", p)
 	}
 	if d, err := c.Ping(deadline(t)); err != nil || d <= 0 {

@@ -48,6 +48,7 @@ func Main() error {
 	a := New(port, Options{
 		Wait:     20 * time.Millisecond,
 		KillAll:  true,
+		Cgroups:  "/sys/fs/cgroup",
 		PowerOff: func() { powerOff(options.reset) },
 		Forget:   used,
 		Welcome:  w,

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"proa/internal/isolation/vm/wire"
-	"proa/internal/sys"
 )
 
 // The tests run the agent as process 1 of new namespaces on the host's kernel,
@@ -56,27 +55,9 @@ func guest() {
 	die(syscall.Chroot(root))
 	die(os.Chdir("/"))
 	conn := os.NewFile(3, "socket")
-	a := New(conn, Options{KillAll: true, Dev: testDev, Warn: func(s string) { fmt.Fprintln(os.Stderr, "guest:", s) }})
+	a := New(conn, Options{KillAll: true, Warn: func(s string) { fmt.Fprintln(os.Stderr, "guest:", s) }})
 	_ = a.Serve()
 	os.Exit(0)
-}
-
-// testDev makes a /dev that is not the host's.
-func testDev() (*os.File, error) {
-	m, err := sys.NewFS("tmpfs", sys.MountNosuid|sys.MountNoexec, sys.FSConfig{Key: "mode", Value: "0755"})
-	if err != nil {
-		return nil, err
-	}
-	dir := fmt.Sprintf("/proc/self/fd/%d/", m.Fd())
-	for _, n := range []struct {
-		name  string
-		minor int
-	}{{"null", 3}, {"zero", 5}, {"full", 7}, {"random", 8}, {"urandom", 9}} {
-		if err := syscall.Mknod(dir+n.name, syscall.S_IFCHR|0o666, 1<<8|n.minor); err != nil {
-			return nil, err
-		}
-	}
-	return m, syscall.Mknod(dir+"tty", syscall.S_IFCHR|0o666, 5<<8)
 }
 
 // disks are an image with busybox and an empty writable disk, as block devices.

@@ -3,9 +3,10 @@ package agent
 import (
 	"errors"
 	"os"
-	"strconv"
+	"path"
 	"syscall"
 
+	"proa/internal/isolation"
 	"proa/internal/isolation/vm/wire"
 	"proa/internal/sys"
 )
@@ -13,76 +14,151 @@ import (
 // defaultShm is Docker's size of /dev/shm.
 const defaultShm = 64 << 20
 
-// standardMounts mounts below root what a container finds mounted. /dev is the
-// kernel's own: what is in it is the machine's, and the machine is the user's.
-func (a *Agent) standardMounts(root *os.File, s *wire.Setup) error {
+// standardMounts mounts below the root what a container finds mounted; ready
+// are the mounts that only a process of the room could make.
+func (r *room) standardMounts(root *os.File, s *wire.Setup, ready map[string]*os.File) (err error) {
 	const strict = sys.MountNosuid | sys.MountNodev | sys.MountNoexec
+	if r.dev, err = makeDev(); err != nil {
+		return failed("make /dev", err)
+	}
+	if r.pts, err = sys.NewFS("devpts", sys.MountNosuid|sys.MountNoexec, sys.FSConfig{Key: "source", Value: "devpts"},
+		sys.FSConfig{Key: "newinstance", Flag: true}, sys.FSConfig{Key: "mode", Value: "0620"}, sys.FSConfig{Key: "gid", Value: "5"}, sys.FSConfig{Key: "ptmxmode", Value: "0666"}); err != nil {
+		return failed("make /dev/pts", err)
+	}
+	sysAttr := strict
+	if !s.Privileged {
+		sysAttr |= sys.MountReadonly
+	}
+	sysfs, err := sys.NewFS("sysfs", sysAttr, sys.FSConfig{Key: "source", Value: "sysfs"})
+	if err != nil {
+		return failed("make /sys", err)
+	}
+	defer sysfs.Close()
+	mqueue, err := sys.NewFS("mqueue", strict, sys.FSConfig{Key: "source", Value: "mqueue"})
+	if err != nil {
+		return failed("make /dev/mqueue", err)
+	}
+	defer mqueue.Close()
+	// Plain directories of the root, no links of the image's (CVE-2019-19921).
+	for _, m := range []struct {
+		below *os.File
+		name  string
+		mount *os.File
+	}{{root, "proc", ready["/proc"]}, {root, "sys", sysfs}, {root, "dev", r.dev}, {r.dev, "pts", r.pts}, {r.dev, "mqueue", mqueue}} {
+		at, err := sys.OpenPlainDir(m.below, m.name)
+		if err == nil {
+			err = sys.AttachTo(m.mount, at)
+			at.Close()
+		}
+		if err != nil {
+			return failed("mount "+m.name, err)
+		}
+	}
+	if m := ready["/sys/fs/cgroup"]; m != nil {
+		at, err := sys.OpenPathInRoot(sysfs, "fs/cgroup")
+		if err == nil {
+			err = sys.AttachTo(m, at)
+			at.Close()
+		}
+		if err != nil {
+			return failed("mount /sys/fs/cgroup", err)
+		}
+	}
+	for _, m := range s.Mounts {
+		if path.Clean(m.Target) == "/dev/shm" {
+			return nil
+		}
+	}
 	shm := s.ShmBytes
 	if shm == 0 {
 		shm = defaultShm
 	}
-	sysfs := strict
-	if !s.Privileged {
-		sysfs |= sys.MountReadonly
+	return tmpfs(root, &isolation.Mount{Type: isolation.MountTmpfs, Target: "/dev/shm", Size: shm})
+}
+
+// makeDev makes the room's /dev. The kernel's own, with the machine's disks and
+// the agent's port, stays outside.
+func makeDev() (dev *os.File, err error) {
+	dev, err = sys.NewFS("tmpfs", sys.MountNosuid, sys.FSConfig{Key: "source", Value: "tmpfs"},
+		sys.FSConfig{Key: "mode", Value: "755"}, sys.FSConfig{Key: "size", Value: "65536k"})
+	if err != nil {
+		return nil, err
 	}
-	for _, m := range []struct {
-		fstype, at string
-		attr       int
-		optional   bool // a kernel may have been built without
-		params     []sys.FSConfig
-	}{
-		{fstype: "proc", at: "/proc", attr: strict},
-		{fstype: "sysfs", at: "/sys", attr: sysfs},
-		{fstype: "cgroup2", at: "/sys/fs/cgroup", attr: strict, optional: true, params: []sys.FSConfig{{Key: "source", Value: "cgroup"}}},
-		{fstype: "devtmpfs", at: "/dev", attr: sys.MountNosuid | sys.MountNoexec},
-		{fstype: "devpts", at: "/dev/pts", attr: sys.MountNosuid | sys.MountNoexec, params: []sys.FSConfig{
-			{Key: "source", Value: "devpts"}, {Key: "mode", Value: "0620"}, {Key: "gid", Value: "5"}, {Key: "ptmxmode", Value: "0666"}}},
-		{fstype: "tmpfs", at: "/dev/shm", attr: strict, params: []sys.FSConfig{
-			{Key: "source", Value: "shm"}, {Key: "mode", Value: "1777"}, {Key: "size", Value: strconv.FormatInt(shm, 10)}}},
-		{fstype: "mqueue", at: "/dev/mqueue", attr: strict, optional: true},
-	} {
-		make := func() (*os.File, error) { return sys.NewFS(m.fstype, m.attr, m.params...) }
-		if m.fstype == "devtmpfs" && a.options.Dev != nil {
-			make = a.options.Dev
-		}
-		if err := attach(root, m.at, make); err != nil {
-			if m.optional {
-				a.options.Warn(err.Error())
-				continue
-			}
-			return failed("mount "+m.at, err)
-		}
+	for _, n := range []struct {
+		name         string
+		major, minor uint32
+	}{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}} {
+		err = errors.Join(err, sys.MakeNode(dev, n.name, false, n.major, n.minor, 0o666))
 	}
 	for _, l := range [][2]string{
-		{"/proc/self/fd", "/dev/fd"}, {"/proc/self/fd/0", "/dev/stdin"}, {"/proc/self/fd/1", "/dev/stdout"}, {"/proc/self/fd/2", "/dev/stderr"},
-		{"/proc/kcore", "/dev/core"},
+		{"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"},
+		{"ptmx", "pts/ptmx"}, {"core", "/proc/kcore"},
 	} {
-		// /dev is a file system of the kernel's: no link of the image's lies on the way.
-		if err := os.Symlink(l[0], rootDir+l[1]); err != nil && !errors.Is(err, syscall.EEXIST) {
-			return failed("make "+l[1], err)
+		err = errors.Join(err, sys.MakeLink(dev, l[0], l[1]))
+	}
+	for name, mode := range map[string]uint32{"pts": 0o755, "mqueue": 0o755, "shm": 0o1777} {
+		err = errors.Join(err, sys.MakeDir(dev, name, mode))
+	}
+	return dev, err
+}
+
+// placeFiles mounts the engine's small files. They lie in memory, so they can be
+// written below a read-only root, and none of them stays in the writable layer.
+func (r *room) placeFiles(s *wire.Setup) error {
+	// Attached: Linux before 6.15 does not clone from a detached mount.
+	err := mount("tmpfs", sys.MountNosuid|sys.MountNodev|sys.MountNoexec, filesDir, sys.FSConfig{Key: "source", Value: "tmpfs"},
+		sys.FSConfig{Key: "mode", Value: "755"}, sys.FSConfig{Key: "size", Value: "4m"})
+	if err != nil {
+		return failed("make a place for /etc/hosts", err)
+	}
+	files, err := sys.OpenPath(filesDir)
+	if err != nil {
+		return failed("make a place for /etc/hosts", err)
+	}
+	defer files.Close()
+	for _, f := range []struct{ path, text string }{
+		{"/etc/resolv.conf", s.ResolvConf}, {"/etc/hosts", s.Hosts}, {"/etc/hostname", s.HostnameFile},
+	} {
+		if f.text == "" {
+			continue
+		}
+		if err := r.placeFile(files, f.path, f.text); err != nil {
+			return failed("write "+f.path, err)
 		}
 	}
 	return nil
 }
 
-func attach(root *os.File, at string, make func() (*os.File, error)) error {
-	m, err := make()
+func (r *room) placeFile(files *os.File, at, text string) error {
+	name := path.Base(at)
+	if err := sys.MakeFile(files, name, 0o644); err != nil {
+		return err
+	}
+	f, err := sys.OpenInRoot(files, name, syscall.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
-	defer m.Close()
-	dir, err := sys.MkdirInRoot(root, at, 0o755)
+	_, err = f.WriteString(text)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	mount, err := sys.CloneTree(files, name, false)
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	return sys.AttachTo(m, dir)
+	defer mount.Close()
+	target, err := sys.OpenTarget(r.root, at, false)
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+	return sys.AttachTo(mount, target)
 }
 
 // hide applies masked and read-only paths; one that does not exist is no error.
-func (a *Agent) hide(root *os.File, s *wire.Setup) error {
+func (r *room) hide(s *wire.Setup) error {
 	for _, path := range s.ReadonlyPaths {
-		if err := cover(root, path, func(at *os.File) (*os.File, error) {
+		if err := cover(r.root, path, func(at *os.File) (*os.File, error) {
 			m, err := sys.CloneTree(at, "", true)
 			if err != nil {
 				return nil, err
@@ -93,17 +169,12 @@ func (a *Agent) hide(root *os.File, s *wire.Setup) error {
 		}
 	}
 	for _, path := range s.MaskedPaths {
-		if err := cover(root, path, func(at *os.File) (*os.File, error) {
+		if err := cover(r.root, path, func(at *os.File) (*os.File, error) {
 			if fi, err := at.Stat(); err != nil || fi.IsDir() {
 				m, merr := sys.NewFS("tmpfs", sys.MountReadonly, sys.FSConfig{Key: "size", Value: "0"})
 				return m, errors.Join(err, merr)
 			}
-			null, err := sys.OpenPathInRoot(root, "/dev/null")
-			if err != nil {
-				return nil, err
-			}
-			defer null.Close()
-			return sys.CloneTree(null, "", false)
+			return sys.CloneTree(r.dev, "null", false) // ours, not something that the image brought (CVE-2025-31133)
 		}); err != nil {
 			return failed("mask "+path, err)
 		}

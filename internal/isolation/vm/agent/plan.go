@@ -8,46 +8,43 @@ import (
 	"syscall"
 
 	"proa/internal/isolation"
+	"proa/internal/isolation/userdb"
 	"proa/internal/sys"
 )
 
 // defaultPath is Docker's PATH for images that set none.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// plan works out everything about a process but its stdio: user, environment,
-// working directory, executable. The root is ours already, so paths are the image's.
-func plan(want *isolation.Process, main bool) (*sys.Spawn, error) {
+// launch is everything about a process but its stdio.
+type launch struct {
+	want         *isolation.Process
+	uid, gid     uint32
+	groups       []uint32
+	capabilities uint64
+	env          []string
+	cwd, path    string // path of the executable, as the new process will find it
+}
+
+// plan works it out below root: user, environment, working directory, executable.
+func plan(root *os.File, want *isolation.Process) (*launch, error) {
 	if len(want.Args) == 0 {
 		return nil, &isolation.StartError{Kind: isolation.StartFailed, Step: "start the process", Why: "no command specified"}
 	}
-	uid, gid, gids, home, err := lookup(want)
+	have, err := sys.Capabilities()
 	if err != nil {
-		return nil, err
+		return nil, failed("start the process", err)
 	}
-	s := &sys.Spawn{
-		Args: want.Args, UID: uid, GID: gid, Groups: gids, Umask: 0o022,
-		Env:          environment(want.Env, home, want.Terminal),
-		Capabilities: want.Capabilities, NoNewPrivileges: want.NoNewPrivileges,
-		Seccomp: want.Seccomp, OOMScoreAdj: want.OOMScoreAdj,
+	l := &launch{want: want, capabilities: want.Capabilities & have, cwd: want.Cwd}
+	var home string
+	if l.uid, l.gid, l.groups, home, err = userdb.Lookup(root, want.User, want.Groups); err != nil {
+		return nil, failed("find the user", err)
 	}
-	if want.Umask != nil {
-		s.Umask = *want.Umask
+	l.env = environment(want.Env, home, want.Terminal)
+	if l.cwd == "" {
+		l.cwd = "/"
 	}
-	for _, l := range want.Rlimits {
-		s.Rlimits = append(s.Rlimits, sys.SpawnLimit{Type: l.Type, Soft: l.Soft, Hard: l.Hard})
-	}
-	cwd := want.Cwd
-	if cwd == "" {
-		cwd = "/"
-	}
-	if s.Dir, err = workdir(cwd, main); err != nil {
-		return nil, err
-	}
-	if s.Path, err = executable(want.Args[0], cwd, value(s.Env, "PATH")); err != nil {
-		s.Dir.Close()
-		return nil, err
-	}
-	return s, nil
+	l.path, err = executable(root, want.Args[0], l.cwd, value(l.env, "PATH"))
+	return l, err
 }
 
 // environment adds what every process of a container has.
@@ -86,22 +83,8 @@ func value(env []string, name string) string {
 	return v
 }
 
-// workdir opens the working directory; the main process's is made if missing.
-func workdir(path string, create bool) (*os.File, error) {
-	root, err := sys.OpenPath("/")
-	if err != nil {
-		return nil, failed("open the root", err)
-	}
-	defer root.Close()
-	var dir *os.File
-	if create {
-		dir, err = sys.MkdirInRoot(root, path, 0o755)
-	} else {
-		dir, err = sys.OpenInRoot(root, path, oPath|syscall.O_DIRECTORY, 0)
-	}
-	if err == nil {
-		return dir, nil
-	}
+// workdirError is Docker's error for a working directory that cannot be entered.
+func workdirError(cwd string, err error) error {
 	kind := isolation.StartFailed
 	switch {
 	case errors.Is(err, syscall.ENOENT):
@@ -109,32 +92,29 @@ func workdir(path string, create bool) (*os.File, error) {
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EACCES):
 		kind = isolation.StartNotAllowed
 	}
-	return nil, &isolation.StartError{Kind: kind, Step: "enter the working directory", Why: "chdir to cwd (" + strconv.Quote(path) + ") set in config.json failed: " + errno(err)}
+	return &isolation.StartError{Kind: kind, Step: "enter the working directory", Why: "chdir to cwd (" + strconv.Quote(cwd) + ") set in config.json failed: " + errno(err)}
 }
-
-// oPath is O_PATH, which package syscall does not know.
-const oPath = 0x200000
 
 // executable finds what to exec as Docker does: a name with a slash is a path,
 // from the working directory on; any other is searched for in PATH. The errors
 // have Docker's texts, from which clients make the exit codes 126 and 127.
-func executable(name, cwd, path string) (string, error) {
+func executable(root *os.File, name, cwd, path string) (string, error) {
 	quoted := "exec: " + strconv.Quote(name) + ": "
 	if strings.Contains(name, "/") {
 		at := name
 		if name[0] != '/' {
 			at = strings.TrimRight(cwd, "/") + "/" + name
 		}
-		err := runnable(at)
+		err := runnable(root, at)
 		switch {
 		case err == nil:
 			return name, nil
-		case err == syscall.EISDIR:
+		case errors.Is(err, syscall.EISDIR):
 			return "", cannotExec(isolation.StartNotAllowed, quoted+"is a directory")
-		case err == syscall.EACCES:
+		case errors.Is(err, syscall.EACCES):
 			return "", cannotExec(isolation.StartNotAllowed, quoted+"permission denied")
 		default:
-			return "", cannotExec(isolation.StartNotFound, quoted+"stat "+name+": "+err.Error())
+			return "", cannotExec(isolation.StartNotFound, quoted+"stat "+name+": "+errno(err))
 		}
 	}
 	for _, dir := range strings.Split(path, ":") {
@@ -142,23 +122,27 @@ func executable(name, cwd, path string) (string, error) {
 			continue // a relative entry would mean the working directory: not for the first process (Go issue 43724)
 		}
 		at := strings.TrimRight(dir, "/") + "/" + name
-		if name != "" && runnable(at) == nil {
+		if name != "" && runnable(root, at) == nil {
 			return at, nil
 		}
 	}
 	return "", cannotExec(isolation.StartNotFound, quoted+"executable file not found in $PATH")
 }
 
-// runnable says whether path is a file with an execute bit: nil, or ENOENT, EISDIR, EACCES...
-func runnable(path string) error {
-	var st syscall.Stat_t
-	if err := syscall.Stat(path, &st); err != nil {
+// runnable says whether path below root is a file with an execute bit: nil, or ENOENT, EISDIR, EACCES...
+func runnable(root *os.File, path string) error {
+	f, err := sys.OpenPathInRoot(root, path)
+	if err != nil {
 		return err
 	}
+	defer f.Close()
+	fi, err := f.Stat()
 	switch {
-	case st.Mode&syscall.S_IFMT == syscall.S_IFDIR:
+	case err != nil:
+		return err
+	case fi.IsDir():
 		return syscall.EISDIR
-	case st.Mode&0o111 == 0:
+	case fi.Mode().Perm()&0o111 == 0:
 		return syscall.EACCES
 	}
 	return nil
@@ -166,23 +150,6 @@ func runnable(path string) error {
 
 func cannotExec(kind isolation.StartKind, why string) error {
 	return &isolation.StartError{Kind: kind, Step: "start the process", Why: why}
-}
-
-// explain turns a failed spawn into a start error. ENOENT of an existing file
-// is that of its interpreter.
-func explain(err error, path string) error {
-	var s *sys.SpawnError
-	if !errors.As(err, &s) || s.Step != sys.StepExec {
-		return &isolation.StartError{Kind: isolation.StartFailed, Step: "start the process", Why: err.Error()}
-	}
-	why := "exec " + path + ": " + s.Err.Error()
-	switch s.Err {
-	case syscall.ENOENT, syscall.ENOTDIR:
-		return cannotExec(isolation.StartNotFound, why)
-	case syscall.EACCES, syscall.EPERM, syscall.ENOEXEC, syscall.EISDIR, syscall.ELIBBAD, syscall.ETXTBSY:
-		return cannotExec(isolation.StartNotAllowed, why)
-	}
-	return cannotExec(isolation.StartFailed, why)
 }
 
 // errno is the bare reason of an error.
@@ -193,3 +160,18 @@ func errno(err error) string {
 	}
 	return err.Error()
 }
+
+// checkWorkdir says, in Docker's words, why an exec'd process could not enter cwd.
+func checkWorkdir(root *os.File, cwd string) error {
+	if cwd == "" {
+		return nil
+	}
+	dir, err := sys.OpenInRoot(root, cwd, oPath|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return workdirError(cwd, err)
+	}
+	return dir.Close()
+}
+
+// oPath is O_PATH, which package syscall does not know.
+const oPath = 0x200000

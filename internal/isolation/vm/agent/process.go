@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"proa/internal/isolation"
-	"proa/internal/isolation/userdb"
 	"proa/internal/isolation/vm/wire"
 	"proa/internal/sys"
 )
@@ -56,29 +55,50 @@ func (a *Agent) start(h wire.Header, want *isolation.Process) (reply any, after 
 		return nil, nil, err
 	}
 	defer ends.close()
-	spawn, err := plan(want, p.main)
+	l, err := plan(a.room.root, want)
+	if err == nil && p.main {
+		err = a.room.furnish(want, ends.console())
+	} else if err == nil {
+		err = checkWorkdir(a.room.root, want.Cwd)
+	}
 	if err != nil {
 		p.close()
 		return nil, nil, err
 	}
-	defer spawn.Dir.Close()
-	if err := ends.give(spawn.UID); err != nil {
+	if err := ends.give(l.uid); err != nil {
 		p.close()
 		return nil, nil, failed("give the process its stdio", err)
 	}
-	spawn.Files, spawn.Terminal = ends.files(), want.Terminal
-	p.ooms = oomKills()
+	p.ooms = a.room.group.oomKills()
 
-	// From here to the entry in pids nobody reaps, so its end is not lost.
-	a.reaping.Lock()
-	p.pid, err = spawn.Start(false)
-	if err == nil {
-		a.pids[p.pid] = p
+	// A process is in pids before it can end, so that its end is not lost.
+	if p.main {
+		err = a.room.begin(l, ends, func(pid int) {
+			a.reaping.Lock()
+			p.pid = pid
+			a.pids[pid] = p
+			a.reaping.Unlock()
+		})
+	} else {
+		err = a.room.enter(l, ends, func(program *sys.Program, o sys.CloneOptions) (*sys.Child, error) {
+			a.reaping.Lock()
+			defer a.reaping.Unlock()
+			child, err := program.Clone(o)
+			if err == nil {
+				p.pid = child.Pid
+				a.pids[child.Pid] = p
+			}
+			return child, err
+		})
 	}
-	a.reaping.Unlock()
 	if err != nil {
+		a.reaping.Lock()
+		if a.pids[p.pid] == p {
+			delete(a.pids, p.pid)
+		}
+		a.reaping.Unlock()
 		p.close()
-		return nil, nil, explain(err, spawn.Path)
+		return nil, nil, explain(err, l)
 	}
 	a.mu.Lock()
 	if a.epoch == h.Epoch {
@@ -97,6 +117,14 @@ type ends struct {
 }
 
 func (e *ends) files() []*os.File { return []*os.File{e.in, e.out, e.err} }
+
+// console is the terminal; nil without one.
+func (e *ends) console() *os.File {
+	if e.terminal {
+		return e.in
+	}
+	return nil
+}
 
 func (e *ends) close() {
 	for _, f := range e.files() {
@@ -139,7 +167,7 @@ func (p *process) prepare(want *isolation.Process) (e *ends, err error) {
 	}
 	p.out[wire.Stdout] = wire.NewOutbox(conn, epoch, id, wire.Stdout)
 	if want.Terminal {
-		p.tty, e.in, err = sys.OpenPTY("/dev/pts/ptmx")
+		p.tty, e.in, err = sys.OpenPTYIn(p.agent.room.pts)
 		if err != nil {
 			return e, err
 		}
@@ -228,7 +256,7 @@ func (p *process) finish(ws syscall.WaitStatus) {
 		x.Code = ws.ExitStatus()
 	}
 	// A shell answers 137 for the child that it lost.
-	x.OOMKilled = x.Code == 128+int(syscall.SIGKILL) && oomKills() > p.ooms
+	x.OOMKilled = x.Code == 128+int(syscall.SIGKILL) && a.room.group.oomKills() > p.ooms
 	if p.main {
 		_ = a.enter(running, ended, "")
 		a.killAll()
@@ -347,18 +375,4 @@ func (a *Agent) resize(r *wire.Resize) error {
 
 func failed(step string, err error) error {
 	return &isolation.StartError{Kind: isolation.StartFailed, Step: step, Why: err.Error()}
-}
-
-// lookup finds the user in the image's own databases.
-func lookup(want *isolation.Process) (uid, gid uint32, gids []uint32, home string, err error) {
-	root, err := sys.OpenPath("/")
-	if err != nil {
-		return 0, 0, nil, "", failed("open the root", err)
-	}
-	defer root.Close()
-	uid, gid, gids, home, err = userdb.Lookup(root, want.User, want.Groups)
-	if err != nil {
-		err = failed("find the user", err)
-	}
-	return
 }

@@ -3,7 +3,6 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 const (
 	lowerDir = "/.proa/image" // the merged image
 	diskDir  = "/.proa/disk"  // the writable layer's file system, with upper and work
+	filesDir = "/.proa/files" // the engine's small files, in memory
 	rootDir  = "/newroot"
 )
 
@@ -37,44 +37,35 @@ func (a *Agent) setup(s *wire.Setup) error {
 	// The network needs nothing of the root; under emulation every wait counts.
 	network := make(chan error, 1)
 	a.background(func() { network <- setupNetwork(s.NICs) })
-	root, disk, err := a.assemble(s)
+	r, disk, err := a.assemble(s)
 	if nerr := <-network; err == nil && nerr != nil {
 		err = failed("bring up the network", nerr)
 	}
 	if err != nil {
 		return err
 	}
-	defer root.Close()
 	if err := sys.SetHostname(s.Hostname, s.Domain); err != nil {
 		return failed("set the hostname", err)
 	}
 	if err := setSysctls(s.Sysctls); err != nil {
 		return err
 	}
-	if err := a.hide(root, s); err != nil {
+	if err := r.hide(s); err != nil {
 		return err
-	}
-	if s.Readonly {
-		if err := sys.SetMountAttr(root, sys.MountReadonly, 0, false); err != nil {
-			return failed("make the root read-only", err)
-		}
 	}
 	for _, path := range a.options.Forget {
 		_ = os.Remove(path) // nothing depends on it
 	}
-	if err := sys.SwitchRoot(rootDir); err != nil {
-		return failed("enter the root", err)
-	}
 	a.mu.Lock()
-	a.disk = disk
+	a.disk, a.room = disk, r
 	a.mu.Unlock()
 	return a.enter(down, ready, "")
 }
 
 // assemble mounts image, disk and overlay, fills in the files and mounts that
-// every container has, and returns the root (O_PATH) and the disk's mount.
-func (a *Agent) assemble(s *wire.Setup) (root, disk *os.File, err error) {
-	for _, dir := range []string{lowerDir, diskDir, rootDir} {
+// every container has, and returns the room and the disk's mount.
+func (a *Agent) assemble(s *wire.Setup) (r *room, disk *os.File, err error) {
+	for _, dir := range []string{lowerDir, diskDir, filesDir, rootDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, nil, failed("make mount points", err)
 		}
@@ -100,26 +91,20 @@ func (a *Agent) assemble(s *wire.Setup) (root, disk *os.File, err error) {
 	if disk, err = sys.OpenPath(diskDir); err != nil {
 		return nil, nil, failed("open the writable disk", err)
 	}
-	if err := mount("overlay", 0, rootDir, sys.FSConfig{Key: "source", Value: "overlay"},
+	if err := mount("overlay", sys.MountNodev, rootDir, sys.FSConfig{Key: "source", Value: "overlay"},
 		sys.FSConfig{Key: "lowerdir", Value: lowerDir},
 		sys.FSConfig{Key: "upperdir", Value: diskDir + "/upper"},
 		sys.FSConfig{Key: "workdir", Value: diskDir + "/work"}); err != nil {
 		return nil, nil, failed("mount the root", err)
 	}
-	if root, err = sys.OpenPath(rootDir); err != nil {
+	root, err := sys.OpenPath(rootDir)
+	if err != nil {
 		return nil, nil, failed("open the root", err)
 	}
-	for _, f := range []struct{ path, text string }{
-		{"/etc/resolv.conf", s.ResolvConf}, {"/etc/hosts", s.Hosts}, {"/etc/hostname", s.HostnameFile},
-	} {
-		if f.text == "" {
-			continue
-		}
-		if err := place(root, f.path, f.text); err != nil {
-			return nil, nil, failed("write "+f.path, err)
-		}
+	if r, err = a.newRoom(root, s); err != nil {
+		return nil, nil, err
 	}
-	if err := a.standardMounts(root, s); err != nil {
+	if err := r.placeFiles(s); err != nil {
 		return nil, nil, err
 	}
 	for i := range s.Mounts {
@@ -127,7 +112,7 @@ func (a *Agent) assemble(s *wire.Setup) (root, disk *os.File, err error) {
 			return nil, nil, err
 		}
 	}
-	return root, disk, nil
+	return r, disk, nil
 }
 
 // mount makes a file system and attaches it at a path of our own.
@@ -170,54 +155,6 @@ func layDisk() error {
 	return os.Rename(unnamed, upper)
 }
 
-// place writes a small file of the engine's into the root, unless it says the
-// same already. It is an ordinary file, so a package manager may replace it.
-// A link to a regular file is followed; anything else that the image has there
-// (a link that leads nowhere, a FIFO, a device) makes way unopened.
-func place(root *os.File, path, text string) error {
-	at := strings.LastIndexByte(path, '/')
-	dir, err := sys.MkdirInRoot(root, path[:at], 0o755)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	flags := syscall.O_WRONLY | syscall.O_TRUNC
-	if !regular(root, path) {
-		if err := sys.RemoveAt(dir, path[at+1:]); err != nil && !errors.Is(err, syscall.ENOENT) {
-			return err
-		}
-		flags |= syscall.O_CREAT | syscall.O_EXCL
-	} else if old, err := content(root, path, len(text)+1); err != nil || string(old) == text {
-		return err
-	}
-	f, err := sys.OpenInRoot(root, path, flags, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Close())
-}
-
-func regular(root *os.File, path string) bool {
-	f, err := sys.OpenPathInRoot(root, path)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	return err == nil && fi.Mode().IsRegular()
-}
-
-// content is at most limit bytes of a file.
-func content(root *os.File, path string, limit int) ([]byte, error) {
-	f, err := sys.OpenInRoot(root, path, syscall.O_RDONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, int64(limit)))
-}
-
 // setSysctls writes parameters by their dotted names; in "net.ipv4.conf.eth0/1"
 // the slash stands for a dot, as in sysctl(8).
 func setSysctls(values map[string]string) error {
@@ -257,13 +194,14 @@ func tmpfs(root *os.File, m *isolation.Mount) error {
 	if m.Size > 0 {
 		params = append(params, sys.FSConfig{Key: "size", Value: strconv.FormatInt(m.Size, 10)})
 	}
-	attr := 0
+	// Docker's flags unless lifted, as behind the other wall.
+	attr := sys.MountNosuid | sys.MountNodev | sys.MountNoexec
 	if m.Readonly {
 		attr |= sys.MountReadonly
 	}
 	for _, o := range strings.Split(m.Options, ",") {
 		switch key, v, _ := strings.Cut(o, "="); key {
-		case "", "rw", "suid", "dev", "exec", "atime", "relatime", "private", "rprivate":
+		case "", "rw", "atime", "relatime", "defaults", "private", "rprivate":
 		case "ro":
 			attr |= sys.MountReadonly
 		case "nosuid":
@@ -272,13 +210,19 @@ func tmpfs(root *os.File, m *isolation.Mount) error {
 			attr |= sys.MountNodev
 		case "noexec":
 			attr |= sys.MountNoexec
+		case "suid":
+			attr &^= sys.MountNosuid
+		case "dev":
+			attr &^= sys.MountNodev
+		case "exec":
+			attr &^= sys.MountNoexec
 		case "noatime":
 			attr |= sys.MountNoatime
 		default:
 			params = append(params, sys.FSConfig{Key: key, Value: v, Flag: !strings.Contains(o, "=")})
 		}
 	}
-	at, err := sys.MkdirInRoot(root, m.Target, 0o755)
+	at, err := sys.OpenTarget(root, m.Target, true)
 	if err != nil {
 		return failed(step, err)
 	}

@@ -21,7 +21,7 @@ const maxListed = 4096
 
 // stats reads the kernel's counters.
 func (a *Agent) stats() (*wire.GuestStats, error) {
-	s := &wire.GuestStats{Uptime: sys.SinceBoot(), OOMKills: oomKills()}
+	s := &wire.GuestStats{Uptime: sys.SinceBoot(), OOMKills: a.oomKills()}
 	mem, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return nil, err
@@ -72,16 +72,24 @@ func (a *Agent) stats() (*wire.GuestStats, error) {
 			s.DiskWritten += w * 512
 		})
 	}
+	if s.Pids, err = countTasks(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// countTasks counts the tasks that are the user's.
+func countTasks() (n uint64, err error) {
 	pids, err := list()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	for _, pid := range pids {
 		if st, ok := readStat(pid); ok && !st.kernel() && pid != 1 {
-			s.Pids += st.threads
+			n += st.threads
 		}
 	}
-	return s, nil
+	return n, nil
 }
 
 // eachLine calls f with the fields of every line that has any.
@@ -93,17 +101,15 @@ func eachLine(b []byte, f func(fields []string)) {
 	}
 }
 
-// oomKills is how many processes the kernel has killed for want of memory since boot (Linux 4.13).
-func oomKills() (n uint64) {
-	b, err := os.ReadFile("/proc/vmstat")
-	if err != nil {
+// oomKills counts from the start of the guest; before its set-up there is nothing to kill.
+func (a *Agent) oomKills() uint64 {
+	a.mu.Lock()
+	r := a.room
+	a.mu.Unlock()
+	if r == nil {
 		return 0
 	}
-	if _, rest, ok := bytes.Cut(b, []byte("\noom_kill ")); ok {
-		line, _, _ := bytes.Cut(rest, []byte("\n"))
-		n, _ = strconv.ParseUint(string(line), 10, 64)
-	}
-	return n
+	return r.group.oomKills()
 }
 
 // list gives the pids of all processes.
@@ -160,7 +166,7 @@ func readStat(pid int) (s stat, ok bool) {
 	}, true
 }
 
-// processes lists all but the kernel's threads.
+// processes lists all but the kernel's threads and the agent.
 func processes() ([]isolation.ProcessInfo, error) {
 	pids, err := list()
 	if err != nil {
@@ -171,7 +177,7 @@ func processes() ([]isolation.ProcessInfo, error) {
 	size := 0
 	for _, pid := range pids {
 		st, ok := readStat(pid)
-		if !ok || st.kernel() {
+		if !ok || st.kernel() || pid == 1 {
 			continue
 		}
 		p := isolation.ProcessInfo{

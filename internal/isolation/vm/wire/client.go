@@ -147,7 +147,7 @@ func (c *Client) Stats(ctx context.Context) (*GuestStats, error) {
 // maxListed bounds a list of processes; the agent stops there as well.
 const maxListed = 4096
 
-// Processes lists the guest's processes without kernel threads, the agent first.
+// Processes lists the guest's processes without kernel threads and the agent.
 func (c *Client) Processes(ctx context.Context) ([]isolation.ProcessInfo, error) {
 	b, err := c.do(ctx, OpProcesses, "list the guest's processes", nil)
 	if err != nil {
@@ -183,6 +183,12 @@ func (c *Client) Ping(ctx context.Context) (time.Duration, error) {
 	begin := time.Now()
 	_, err := c.do(ctx, OpPing, "ping the guest agent", nil)
 	return time.Since(begin), err
+}
+
+// Update changes limits while the guest runs.
+func (c *Client) Update(ctx context.Context, l Limits) error {
+	_, err := c.do(ctx, OpUpdate, "change the guest's limits", l)
+	return err
 }
 
 // Shutdown kills what still runs, writes everything to the disk and makes it

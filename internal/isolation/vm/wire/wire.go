@@ -75,7 +75,7 @@ import (
 )
 
 // Version is the protocol's version. Both sides must have the same.
-const Version = 1
+const Version = 2
 
 // PortName is the name of the virtio-serial port that the agent looks for.
 const PortName = "proa.agent"
@@ -107,6 +107,7 @@ const (
 	OpProcesses               // nothing -> []isolation.ProcessInfo
 	OpSetTime                 // int64, Unix nanoseconds -> nothing
 	OpPing                    // nothing -> nothing
+	OpUpdate                  // Limits -> nothing
 	OpShutdown                // nothing -> nothing; the guest powers off after the reply
 	opEnd
 )
@@ -153,6 +154,14 @@ type Setup struct {
 	ReadonlyPaths []string          `json:"readonlyPaths,omitempty"`
 	ShmBytes      int64             `json:"shmBytes,omitempty"` // size of /dev/shm; 0: 64 MiB
 	Time          int64             `json:"time,omitempty"`     // Unix nanoseconds to set the clock to; 0: leave it
+	Init          bool              `json:"init,omitempty"`     // --init: a reaper is process 1 of the user's
+	Limits        Limits            `json:"limits"`
+}
+
+// Limits are those that the guest's kernel keeps; what concerns the whole VM
+// (memory, processors) is the host's.
+type Limits struct {
+	Pids int64 `json:"pids,omitempty"` // tasks of the user's; 0 and less: unlimited
 }
 
 // GuestStats is one reading of what the guest's kernel counts.
