@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -38,16 +37,8 @@ func (a *app) versionCmd() *cobra.Command {
 				"Client": map[string]string{"Version": version.Version, "GoVersion": runtime.Version(), "Os": runtime.GOOS, "Arch": runtime.GOARCH},
 				"Server": v,
 			}
-			if format != "" {
-				raw, err := json.Marshal(both)
-				if err != nil {
-					return err
-				}
-				if format == "json" {
-					fmt.Fprintln(a.out, string(raw))
-					return nil
-				}
-				return printInspect(a.out, format, []json.RawMessage{raw})
+			if done, err := printFormatted(a.out, format, both); done {
+				return err
 			}
 			fmt.Fprintf(a.out, "Client: %s (%s, %s/%s)\n", version.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			fmt.Fprintf(a.out, "Engine: %s (%s, %s/%s, kernel %s)\n", v.Version, v.GoVersion, v.Os, v.Arch, v.KernelVersion)
@@ -68,16 +59,8 @@ func (a *app) infoCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if format != "" {
-				raw, err := json.Marshal(i)
-				if err != nil {
-					return err
-				}
-				if format == "json" {
-					fmt.Fprintln(a.out, string(raw))
-					return nil
-				}
-				return printInspect(a.out, format, []json.RawMessage{raw})
+			if done, err := printFormatted(a.out, format, i); done {
+				return err
 			}
 			var runtimes []string
 			for r := range i.Runtimes {
@@ -149,16 +132,8 @@ func (a *app) eventsCmd() *cobra.Command {
 }
 
 func printEvent(w io.Writer, format string, m events.Message) error {
-	if format != "" {
-		raw, err := json.Marshal(m)
-		if err != nil {
-			return err
-		}
-		if format == "json" {
-			_, err = fmt.Fprintln(w, string(raw))
-			return err
-		}
-		return printInspect(w, format, []json.RawMessage{raw})
+	if done, err := printFormatted(w, format, m); done {
+		return err
 	}
 	attrs := make([]string, 0, len(m.Actor.Attributes))
 	for k, v := range m.Actor.Attributes {

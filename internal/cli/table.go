@@ -135,6 +135,23 @@ func printInspect(w io.Writer, format string, values []json.RawMessage) error {
 	return nil
 }
 
+// printFormatted prints one value by format, "json" or a template, on a line
+// of its own. Without a format it prints nothing and reports false.
+func printFormatted(w io.Writer, format string, v any) (bool, error) {
+	if format == "" {
+		return false, nil
+	}
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return true, err
+	}
+	if format == "json" {
+		_, err = fmt.Fprintln(w, string(raw))
+		return true, err
+	}
+	return true, printInspect(w, format, []json.RawMessage{raw})
+}
+
 // shortID is an id as people see it: 12 hex digits, no algorithm.
 func shortID(id string) string {
 	if _, hex, ok := strings.Cut(id, ":"); ok {
