@@ -75,6 +75,11 @@ func overlayAttached(lower, layer *os.File, attr int, rest []FSConfig) (m *os.Fi
 		// One above the other on the root, where a place is always: names are
 		// still looked up below, from the thread's own root.
 		for _, f := range []*os.File{lower, layer} {
+			// A clone of a shared mount is a peer of it: what is mounted on the
+			// one would appear on the other, which is the host's.
+			if err := SetPropagation(f, "private"); err != nil {
+				return err
+			}
 			if err := Attach(f, "/"); err != nil {
 				return err
 			}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -24,7 +25,21 @@ func TestOverlayOfIdmappedLayers(t *testing.T) {
 	defer userns.Close()
 	for name, join := range map[string]func(lower, layer *os.File, attr int, rest []FSConfig) (*os.File, error){"detached": overlayDetached, "attached": overlayAttached} {
 		t.Run(name, func(t *testing.T) {
+			// As on a host, where mounts are shared.
 			dir := t.TempDir()
+			for _, m := range []struct {
+				from  string
+				flags uintptr
+			}{{dir, unix.MS_BIND}, {"", unix.MS_SHARED}} {
+				if err := unix.Mount(m.from, dir, "", m.flags, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			})
 			for _, d := range []string{"lower", "rw", "rw/upper", "rw/work"} {
 				if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 					t.Fatal(err)
@@ -71,6 +86,19 @@ func TestOverlayOfIdmappedLayers(t *testing.T) {
 			}
 			if old {
 				t.Skip("this kernel takes no descriptors of detached layers (6.15)")
+			}
+			table, err := os.ReadFile("/proc/self/mountinfo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			mounts := 0
+			for line := range strings.Lines(string(table)) {
+				if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir) {
+					mounts++
+				}
+			}
+			if mounts != 1 {
+				t.Errorf("%d mounts at or below %s, want only the test's own", mounts, dir)
 			}
 			for _, f := range []string{"new", "old"} {
 				var st syscall.Stat_t
