@@ -203,7 +203,7 @@ func (s *Server) handle(do handler) http.HandlerFunc {
 		if status >= 500 {
 			s.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 		}
-		writeError(w, status, err.Error(), code)
+		writeError(w, status, words(err), code)
 	}
 }
 
@@ -238,6 +238,21 @@ func statusOf(err error) (status, exitCode int) {
 		return http.StatusForbidden, 0
 	}
 	return http.StatusInternalServerError, 0
+}
+
+// words are what a client reads: the error without the word for its kind at its
+// end, which the status says already.
+func words(err error) string {
+	text := err.Error()
+	for _, kind := range []error{
+		errdefs.ErrNotFound, errdefs.ErrInvalidArgument, errdefs.ErrConflict, errdefs.ErrAlreadyExists, errdefs.ErrFailedPrecondition,
+		errdefs.ErrNotImplemented, errdefs.ErrUnavailable, errdefs.ErrPermissionDenied,
+	} {
+		if errors.Is(err, kind) {
+			text = strings.TrimSuffix(text, ": "+kind.Error())
+		}
+	}
+	return text
 }
 
 // badRequest is a request that could not be read.

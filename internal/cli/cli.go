@@ -91,13 +91,6 @@ func (a *app) root() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version.Version,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return fmt.Errorf("unknown command %q\nRun 'proa --help' for the commands", args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
 	root.SetOut(a.out)
 	root.SetErr(a.err)
@@ -115,7 +108,44 @@ func (a *app) root() *cobra.Command {
 		a.imagesCmd(), a.loadCmd(), a.saveCmd(), a.importCmd(), a.tagCmd(), a.rmiCmd(), a.historyCmd(), a.imageCmd(),
 		a.volumeCmd(), a.eventsCmd(), a.infoCmd(), a.versionCmd(), a.systemCmd(), a.doctorCmd(),
 	)
+	explainArgs(root)
 	return root
+}
+
+// explainArgs gives every command words of ours for arguments that do not fit.
+func explainArgs(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		explainArgs(sub)
+	}
+	if cmd.HasSubCommands() {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("unknown command %q\nRun '%s --help' for the commands", strings.Join(append(strings.Fields(cmd.CommandPath())[1:], args[0]), " "), cmd.CommandPath())
+			}
+			return nil
+		}
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		return
+	}
+	fits := cmd.Args
+	if fits == nil {
+		return
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		err := fits(cmd, args)
+		var exit *exitError
+		if err == nil || errors.As(err, &exit) {
+			return err
+		}
+		words := fmt.Sprintf("%d arguments do", len(args))
+		switch len(args) {
+		case 0:
+			return &hinted{fmt.Errorf("%s: an argument is missing", cmd.CommandPath()), cmd.UseLine()}
+		case 1:
+			words = fmt.Sprintf("the argument %q does", args[0])
+		}
+		return &hinted{fmt.Errorf("%s: %s not fit", cmd.CommandPath(), words), cmd.UseLine()}
+	}
 }
 
 // host is the engine's address: -H, $PROA_HOST, the default socket, in that order.

@@ -299,7 +299,7 @@ func (a *app) pruneCmd(what string, do func(context.Context, *client.Client, cli
 		Use: "prune", Short: "Remove all " + what, Args: cobra.NoArgs,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 			if !force && !a.ask("This removes all "+what+". Go on?") {
-				return nil
+				return &hinted{errors.New("nothing was removed"), "answer y, or give -f where nobody can answer"}
 			}
 			f, err := parseFilters(filters)
 			if err != nil {
@@ -328,7 +328,9 @@ func (a *app) pruneCmd(what string, do func(context.Context, *client.Client, cli
 func (a *app) ask(question string) bool {
 	fmt.Fprint(a.err, question+" [y/N] ")
 	var answer string
-	_, _ = fmt.Fscanln(a.in, &answer)
+	if _, err := fmt.Fscanln(a.in, &answer); err != nil {
+		fmt.Fprintln(a.err)
+	}
 	return strings.EqualFold(answer, "y") || strings.EqualFold(answer, "yes")
 }
 
