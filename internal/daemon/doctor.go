@@ -86,7 +86,7 @@ func (h *house) doctor(ctx context.Context) []api.Check {
 	strategy, why := h.images.Strategy()
 	mend := ""
 	if strategy == "extract" {
-		mend = "use Linux 6.12 or later with EROFS (modprobe erofs), and a data root on ext4, xfs or btrfs"
+		mend = "modprobe -a loop erofs, and start the engine again; or Linux 6.12 or later with EROFS and a data root on ext4, xfs or btrfs"
 	}
 	add("image mounts", "yes", strategy+": "+why, mend)
 

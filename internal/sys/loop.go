@@ -32,7 +32,7 @@ func OpenLoop(file *os.File) (*os.File, error) {
 	}
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		return nil, fmt.Errorf("cannot ask for a loop device: %w", err)
+		return nil, fmt.Errorf("cannot ask for a loop device (try: modprobe loop): %w", err)
 	}
 	defer control.Close()
 	for range 100 { // others race for the same free device
