@@ -5,6 +5,7 @@ package test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -192,6 +193,50 @@ var behaviours = []struct {
 	{"read-only root and tmpfs", func(p *place) {
 		r := p.run("--read-only", "--tmpfs", "/t:size=1m,mode=700", "bb", "sh", "-c", "touch /x 2>/dev/null && echo wrote; touch /t/y && stat -c %a /t; df -k /t | tail -1 | awk '{print $2}'")
 		p.want(r.Stdout, "700\n1024\n")
+	}},
+	{"options of a tmpfs", func(p *place) {
+		r := p.run("--tmpfs", "/a", "--tmpfs", "/b:exec,dev,suid,size=2m,ro", "--mount", "type=tmpfs,dst=/c,tmpfs-size=1048576", "bb", "sh", "-c",
+			"grep -E ' /(a|b|c) ' /proc/mounts | cut -d' ' -f1-4 | sed 's/,[ui]id=.*//;s/,gid=.*//;s/,inode64//'")
+		p.want(r.Stdout, "tmpfs /a tmpfs rw,nosuid,nodev,noexec,relatime\ntmpfs /b tmpfs ro,relatime,size=2048k\ntmpfs /c tmpfs rw,nosuid,nodev,noexec,relatime,size=1024k\n")
+	}},
+	{"the devices of a container and no others", func(p *place) {
+		r := p.run("bb", "sh", "-c", "ls /dev | tr '\n' ' '; stat -c '%n %a %t:%T' /dev/null /dev/zero /dev/tty; for l in ptmx fd core; do readlink /dev/$l; done; grep ' /dev ' /proc/mounts | grep -c 'tmpfs /dev tmpfs rw,nosuid,relatime,size=65536k,mode=755'; (mknod /n b 254 0 || mknod /dev/n b 254 0) 2>/dev/null && echo made")
+		p.want(r.Stdout, "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero /dev/null 666 1:3\n/dev/zero 666 1:5\n/dev/tty 666 5:0\npts/ptmx\n/proc/self/fd\n/proc/kcore\n1\n")
+	}},
+	{"process 1", func(p *place) {
+		// No signal without a handler reaches it from inside, and orphans become its children.
+		r := p.run("bb", "sh", "-c", "echo $$; kill -TERM 1; kill -KILL 1; (sh -c 'sleep 0.3; grep PPid /proc/$$/status' &); sleep 1; echo end")
+		p.want(r.Stdout, "1\nPPid:\t1\nend\n")
+		c := p.start("--network", "none", "bb", "sleep", "1000")
+		p.MustDocker("kill", "-s", "TERM", c)
+		time.Sleep(300 * time.Millisecond)
+		p.want(p.Docker("exec", c, "sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '; grep -c . /proc/1/status >/dev/null && echo; id -u").Stdout, "sleep 1000 \n0\n")
+		p.MustDocker("kill", c)
+		p.want(p.MustDocker("wait", c), "137")
+	}},
+	{"its own files below a read-only root", func(p *place) {
+		r := p.run("--read-only", "--hostname", "box", "-w", "/new/dir", "bb", "sh", "-c",
+			"echo 10.1.1.1 x >>/etc/hosts && grep -c . /etc/hosts >/dev/null && cat /etc/hostname && echo nameserver 10.2.2.2 >/etc/resolv.conf && cat /etc/resolv.conf; pwd; touch /etc/other 2>/dev/null || echo read-only")
+		p.want(r.Stdout, "box\nnameserver 10.2.2.2\n/new/dir\nread-only\n")
+	}},
+	{"control groups and what is masked", func(p *place) {
+		r := p.run("bb", "sh", "-c", "grep -v ':/$' /proc/self/cgroup; mkdir /sys/fs/cgroup/x 2>/dev/null && echo made; for f in sys bus irq; do grep -o \" /proc/$f proc ro,\" /proc/mounts; done; wc -c </proc/keys; ls /sys/firmware; (echo 1 >/proc/sys/vm/drop_caches) 2>/dev/null && echo wrote; umask")
+		p.want(r.Stdout, " /proc/sys proc ro,\n /proc/bus proc ro,\n /proc/irq proc ro,\n0\n0022\n")
+	}},
+	{"a seccomp filter of one's own", func(p *place) {
+		file := filepath.Join(p.TempDir(), "profile.json")
+		if err := os.WriteFile(file, []byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`), 0o600); err != nil {
+			p.Fatal(err)
+		}
+		r := p.run("--security-opt", "seccomp="+file, "bb", "sh", "-c", "mkdir /x 2>/dev/null || echo refused; grep ^Seccomp: /proc/self/status | awk '{print $2}'")
+		p.want(r.Stdout, "refused\n2\n")
+	}},
+	{"a limit of processes changed while it runs", func(p *place) {
+		c := p.start("--network", "none", "--pids-limit", "100", "bb", "sleep", "1000")
+		many := []string{"exec", c, "sh", "-c", "for i in $(seq 40); do sleep 1 & done; wait; echo end"}
+		p.want(p.Docker(many...).Stdout, "end\n")
+		p.MustDocker("update", "--pids-limit", "20", c)
+		p.holds(p.Docker(many...).Stderr, "fork")
 	}},
 	{"memory limit", func(p *place) {
 		c := p.start("--network", "none", "-m", "128m", "bb", "sh", "-c", "sleep 1; tail /dev/zero; echo survived $?; sleep 1; exit 9")

@@ -351,9 +351,10 @@ func parseTmpfs(target, opts string) (MountPlan, error) {
 		}
 	}
 	for _, f := range []string{"nodev", "noexec", "nosuid"} {
-		if flags[f] {
-			more = append(more, f)
+		if !flags[f] {
+			f = f[len("no"):] // said aloud: a driver's own default is the strict one
 		}
+		more = append(more, f)
 	}
 	p.Options = strings.Join(more, ",")
 	return p, nil

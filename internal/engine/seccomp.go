@@ -7,10 +7,11 @@ import (
 )
 
 // seccompOf compiles the system call filter that a container asks for; nil is
-// unconfined. A guest kernel is its own filter, so a VM gets none.
+// unconfined. A guest kernel is a wall of its own, so a VM gets no filter unless
+// the user brings one.
 func seccompOf(h *container.HostConfig) ([]byte, error) {
 	sec, err := securityOf(h)
-	if err != nil || sec.unconfined || h.Runtime == "vm" {
+	if err != nil || sec.unconfined || h.Runtime == "vm" && sec.profile == "" {
 		return nil, err
 	}
 	caps, err := capSet(h.CapAdd, h.CapDrop, h.Privileged)

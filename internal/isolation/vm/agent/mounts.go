@@ -171,7 +171,8 @@ func (r *room) hide(s *wire.Setup) error {
 	for _, path := range s.MaskedPaths {
 		if err := cover(r.root, path, func(at *os.File) (*os.File, error) {
 			if fi, err := at.Stat(); err != nil || fi.IsDir() {
-				m, merr := sys.NewFS("tmpfs", sys.MountReadonly, sys.FSConfig{Key: "size", Value: "0"})
+				m, merr := sys.NewFS("tmpfs", sys.MountReadonly|sys.MountNosuid|sys.MountNodev|sys.MountNoexec,
+					sys.FSConfig{Key: "size", Value: "0"}, sys.FSConfig{Key: "nr_inodes", Value: "1"})
 				return m, errors.Join(err, merr)
 			}
 			return sys.CloneTree(r.dev, "null", false) // ours, not something that the image brought (CVE-2025-31133)

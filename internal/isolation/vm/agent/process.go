@@ -55,6 +55,9 @@ func (a *Agent) start(h wire.Header, want *isolation.Process) (reply any, after 
 		return nil, nil, err
 	}
 	defer ends.close()
+	if !p.main {
+		want = a.room.inherit(want)
+	}
 	l, err := plan(a.room.root, want)
 	if err == nil && p.main {
 		err = a.room.furnish(want, ends.console())

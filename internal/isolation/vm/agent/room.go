@@ -30,7 +30,8 @@ type room struct {
 	child   *sys.Child
 	pidns   *os.File
 	group   *group
-	init    bool // a reaper is process 1
+	init    bool               // a reaper is process 1
+	main    *isolation.Process // whose limits an exec'd process inherits
 
 	root     *os.File // O_PATH; rootDir in the agent's mounts, from the start on the child's root in its own
 	dev, pts *os.File // roots of the file systems
@@ -168,6 +169,7 @@ func (r *room) begin(l *launch, e *ends, started func(pid int)) error {
 		return err
 	}
 	started(r.child.Pid)
+	r.main = l.want
 	err := r.child.Continue()
 	if err == nil {
 		err = r.child.WaitExec()
@@ -218,6 +220,22 @@ func (r *room) set(pid int, l *launch) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(l.want.OOMScoreAdj)), 0)
 }
 
+// inherit gives an exec'd process the main one's limits where it has none of its own.
+func (r *room) inherit(want *isolation.Process) *isolation.Process {
+	p := *want
+	if r.main != nil && len(p.Rlimits) == 0 {
+		p.Rlimits = r.main.Rlimits
+	}
+	if r.main != nil && p.OOMScoreAdj == 0 {
+		p.OOMScoreAdj = r.main.OOMScoreAdj
+	}
+	return &p
+}
+
+// openFiles is Docker's limit of open files. The kernel's own of 4096 is from
+// a time of smaller programs.
+const openFiles = 1 << 20
+
 // finish writes the end of a program, from the descriptors to the exec.
 func (l *launch) finish(p *sys.Program, e *ends, reaper bool) {
 	for _, f := range e.files() {
@@ -240,6 +258,7 @@ func (l *launch) finish(p *sys.Program, e *ends, reaper bool) {
 	}
 	p.Umask(umask)
 	p.Chdir(l.cwd)
+	p.Limit(syscall.RLIMIT_NOFILE, openFiles, openFiles, false)
 	for _, r := range l.want.Rlimits {
 		p.Limit(r.Type, r.Soft, r.Hard, true)
 	}
