@@ -74,7 +74,7 @@ func (s *Server) info(c *call) error {
 	}
 	out := system.Info{
 		ID: s.Host.ID, Containers: n.Total, ContainersRunning: n.Running, ContainersPaused: n.Paused, ContainersStopped: n.Stopped,
-		Images: len(imgs), Driver: "proa", DriverStatus: [][2]string{{"Mount strategy", strategy}, {"Because", why}},
+		Images: len(imgs), Driver: "proa", DriverStatus: [][2]string{{"Mount strategy", strategy}},
 		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file", "none"}},
 		MemoryLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true, IPv4Forwarding: true,
 		NGoroutines: runtime.NumGoroutine(), SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: "json-file",
@@ -83,6 +83,9 @@ func (s *Server) info(c *call) error {
 		Name: s.Host.Name, Labels: []string{}, ServerVersion: serverVersion(), DefaultRuntime: string(isolation.Container),
 		Runtimes:           map[string]system.RuntimeWithStatus{string(isolation.Container): {Runtime: system.Runtime{Path: "proa-shim"}}, string(isolation.VM): {Runtime: system.Runtime{Path: "proa-shim"}}},
 		LiveRestoreEnabled: true, Isolation: container.Isolation(""), SecurityOptions: security, CDISpecDirs: []string{},
+	}
+	if why != "" {
+		out.DriverStatus = append(out.DriverStatus, [2]string{"Because", why})
 	}
 	out.Swarm.LocalNodeState = "inactive"
 	if s.Host.Warnings != nil {

@@ -85,10 +85,13 @@ func (h *house) doctor(ctx context.Context) []api.Check {
 	}
 	strategy, why := h.images.Strategy()
 	mend := ""
-	if strategy == "extract" {
+	if strategy == "extract" { // the last resort
 		mend = "modprobe -a loop erofs, and start the engine again; or Linux 6.12 or later with EROFS and a data root on ext4, xfs or btrfs"
 	}
-	add("image mounts", "yes", strategy+": "+why, mend)
+	if why != "" {
+		strategy += ": " + why
+	}
+	add("image mounts", "yes", strategy, mend)
 
 	if ids := h.engine.IDs(); ids.Size > 0 {
 		add("user namespaces", "yes", fmt.Sprintf("containers have the ids %d-%d of this host", ids.Host, ids.Host+ids.Size-1), "")
