@@ -174,7 +174,7 @@ func (s *Server) imageList(c *call) error {
 		if names, ok := keep(i.Image); ok {
 			sum := imageSummary(i)
 			if names != nil {
-				sum.RepoTags = names
+				sum.RepoTags, sum.RepoDigests = names, digestsOf(names, sum.RepoDigests)
 			}
 			out = append(out, sum)
 		}
@@ -245,6 +245,19 @@ func (s *Server) imageFilter(c *call, f map[string][]string) (func(*image.Image)
 		}
 		return names, names != nil
 	}, nil
+}
+
+// digestsOf keeps the digests whose repository is that of one of the names:
+// clients show a digest without a name as an image without a tag.
+func digestsOf(names, digests []string) []string {
+	out := []string{}
+	for _, d := range digests {
+		repo, _, _ := strings.Cut(d, "@")
+		if slices.ContainsFunc(names, func(n string) bool { return n[:strings.LastIndex(n, ":")] == repo }) {
+			out = append(out, d)
+		}
+	}
+	return out
 }
 
 func nonNil(s []string) []string {
