@@ -51,7 +51,7 @@ func TestPlanMounts(t *testing.T) {
 				t.Errorf("the image's volume: %+v", p)
 			}
 		case "/run":
-			if p.Size != 1<<20 || p.Mode != 0o755 || p.Options != "nodev,nosuid" {
+			if p.Size != 1<<20 || p.Mode != 0o755 || p.Options != "nodev,exec,nosuid" {
 				t.Errorf("tmpfs: %+v", p)
 			}
 		case "/mem":
