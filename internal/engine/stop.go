@@ -18,6 +18,17 @@ import (
 // is killed as well.
 const killLimit = 10 * time.Second
 
+// answerLimit is how long a shim may take to pass a signal on. One that is
+// stopped or stuck must not hold up whoever wants its container to end.
+const answerLimit = 3 * time.Second
+
+// sendSignal sends a signal to the instance and gives up on a shim that does not answer.
+func sendSignal(ctx context.Context, sh *shim.Shim, sig int) error {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	return sh.Signal(ctx, sig)
+}
+
 // Stop signals, waits, kills. One that does not run gives errdefs.ErrNotModified.
 func (e *Engine) Stop(ctx context.Context, ref string, o StopOptions) error {
 	b, err := e.find(ref)
@@ -80,7 +91,10 @@ func (e *Engine) stopRun(ctx context.Context, b *box, o StopOptions, restarting 
 		wait = time.Duration(*c.Config.StopTimeout) * time.Second
 	}
 	e.emit(c, events.ActionKill, map[string]string{"signal": strconv.Itoa(sig)})
-	if err := sh.Signal(ctx, sig); err != nil && !gone(err) {
+	if err := sendSignal(ctx, sh, sig); err != nil && !gone(err) {
+		if ctx.Err() == nil && !errdefs.IsInvalidArgument(err) {
+			return true, e.killRun(ctx, b) // no signal reaches it by its shim
+		}
 		return false, fmt.Errorf("cannot stop container: %s: %w", b.id, err)
 	}
 	if c.State == Paused {
@@ -113,10 +127,10 @@ func (e *Engine) killRun(ctx context.Context, b *box) error {
 		return nil
 	}
 	paused := b.snap.Load().State == Paused
-	if err := sh.Signal(ctx, int(syscall.SIGKILL)); err != nil && !gone(err) {
-		e.cfg.Log.Warn("cannot kill a container by signal", "id", short(b.id), "err", err)
-	}
-	if paused {
+	if err := sendSignal(ctx, sh, int(syscall.SIGKILL)); err != nil && !gone(err) {
+		e.cfg.Log.Warn("cannot kill a container by signal; killing its shim", "id", short(b.id), "err", err)
+		sh.Kill() // its instance dies with it
+	} else if paused {
 		if err := e.thaw(ctx, b, sh); err != nil {
 			e.cfg.Log.Warn("cannot resume a killed container", "id", short(b.id), "err", err)
 		}
@@ -140,6 +154,8 @@ func (e *Engine) killRun(ctx context.Context, b *box) error {
 
 // thaw lets a paused container meet the signal that it got.
 func (e *Engine) thaw(ctx context.Context, b *box, sh *shim.Shim) error {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
 	if err := sh.Resume(ctx); err != nil && !gone(err) {
 		return err
 	}
@@ -206,7 +222,7 @@ func (e *Engine) Kill(ctx context.Context, ref, signal string) error {
 	if sig == int(syscall.SIGKILL) {
 		return e.killRun(ctx, b)
 	}
-	err = sh.Signal(ctx, sig)
+	err = sendSignal(ctx, sh, sig)
 	if gone(err) {
 		return conflict("cannot kill container: %s: container %s is not running", ref, b.id)
 	}
