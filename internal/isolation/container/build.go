@@ -107,7 +107,7 @@ func (c *instance) build(p *sys.Program) made {
 	p.Await() // control group
 	if ns.Cgroup {
 		p.Unshare("make a control group namespace", cloneNewCgroup)
-		m.cgroups = buildCgroups(p)
+		m.cgroups = buildCgroups(p, &s.Resources)
 		p.Report()
 	}
 	p.Await() // Start

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 
+	"proa/internal/isolation"
 	"proa/internal/sys"
 	"proa/internal/sys/cgroup"
 )
@@ -17,12 +18,14 @@ type madeCgroup struct {
 
 // shownV1 are the version 1 hierarchies that programs look into to find out
 // their limits (the JVM, Go's automaxprocs); others are not shown. Each costs
-// about 40 microseconds of a start.
+// about 40 microseconds of a start. One in which the container has no group of
+// its own is never shown: its namespace begins at the root there, and it would
+// see the groups of the whole host.
 var shownV1 = []string{"memory", "cpu", "cpuacct", "cpuset", "pids"}
 
 // buildCgroups adds the mounts of the control group namespace: the version 2
-// tree, or on a host without one some of version 1.
-func buildCgroups(p *sys.Program) []madeCgroup {
+// tree, or on a host without one those of version 1 that r gives it a group in.
+func buildCgroups(p *sys.Program, r *isolation.Resources) []madeCgroup {
 	h, err := cgroup.Detect()
 	if err != nil {
 		return nil // Create fails with the reason
@@ -32,8 +35,12 @@ func buildCgroups(p *sys.Program) []madeCgroup {
 		return []madeCgroup{{"", p.NewFS("cgroup2", attr)}}
 	}
 	var out []madeCgroup
+	own := map[string]bool{} // by mount point: several controllers may share a hierarchy
+	for _, name := range h.Wanted(r) {
+		own[h.V1[name]] = true
+	}
 	for _, name := range shownV1 {
-		if h.V1[name] != "" {
+		if h.V1[name] != "" && own[h.V1[name]] {
 			out = append(out, madeCgroup{name, p.NewFS("cgroup", attr, sys.FSConfig{Key: name, Flag: true})})
 		}
 	}

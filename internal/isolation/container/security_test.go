@@ -15,6 +15,7 @@ import (
 	"proa/internal/isolation"
 	"proa/internal/isolation/container"
 	"proa/internal/sys"
+	"proa/internal/sys/cgroup"
 )
 
 // Masked and write-protected paths are covered by what is ours
@@ -33,6 +34,27 @@ func TestProtectedPaths(t *testing.T) {
 		wc -c < /dev/null; true`, nil)
 	if out != "0\n" {
 		t.Error(out)
+	}
+}
+
+// Only hierarchies in which the container has a group of its own are shown: in
+// another one its view would begin at the host's root, with the ids of all.
+func TestForeignControlGroups(t *testing.T) {
+	list := "cd /sys/fs/cgroup && for c in *; do test -d $c && find $c -mindepth 1 -type d; done; echo *"
+	for _, limited := range []bool{false, true} {
+		out := shell(t, busybox(t), list, func(s *isolation.Spec) {
+			if limited {
+				s.Resources.CPUQuota, s.Resources.CPUPeriod, s.Resources.CpusetCpus = 50000, 100000, "0"
+			}
+		})
+		if strings.Contains(out, "/") {
+			t.Errorf("limited %v: groups of others are seen:\n%s", limited, out)
+		}
+		if h, err := cgroup.Detect(); err == nil && h.Mode != cgroup.V2 && !(strings.Contains(out, "memory") && strings.Contains(out, "pids")) {
+			t.Errorf("limited %v: its own groups are missing: %q", limited, out)
+		} else if err == nil && h.Mode != cgroup.V2 && limited && !(strings.Contains(out, "cpu ") && strings.Contains(out, "cpuset")) {
+			t.Errorf("its limits are not seen: %q", out)
+		}
 	}
 }
 
@@ -228,11 +250,11 @@ func TestNothingIsLeft(t *testing.T) {
 
 // The shim killed: so is the container, at once (parent-death signal).
 func TestDiesWithItsParent(t *testing.T) {
-	root := busybox(t)
 	if dir := os.Getenv("PROA_TEST_PARENT"); dir != "" {
-		return // the child's part is TestParent
+		beParent(t, dir)
 	}
-	cmd := exec.Command("/proc/self/exe", "-test.run", "^TestParent$")
+	root := busybox(t)
+	cmd := exec.Command("/proc/self/exe", "-test.run", "^TestDiesWithItsParent$")
 	cmd.Env = append(os.Environ(), "PROA_TEST_PARENT="+root)
 	out, err := cmd.StdoutPipe()
 	must(t, err)
@@ -270,11 +292,10 @@ func TestDiesWithItsParent(t *testing.T) {
 	}
 }
 
-func TestParent(t *testing.T) {
-	root := os.Getenv("PROA_TEST_PARENT")
-	if root == "" {
-		t.Skip("the killed side of TestDiesWithItsParent")
-	}
+// beParent is the side of TestDiesWithItsParent that gets killed: it starts a
+// container, says which processes it has, and waits.
+func beParent(t *testing.T, root string) {
+	t.Helper()
 	s := newSpec(t, root, "sleep", "1000")
 	s.Resources.CgroupParent = "proa-test-parent"
 	s.Process.User = "app" // a change of ids undoes an earlier parent-death signal
