@@ -80,7 +80,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	f.StringVar(&c.Shim, "shim", "", "program that keeps a container (default: proa-shim beside proad)")
 	f.StringVar(&c.Agent, "agent", "", "program that a VM runs first (default: proa-agent beside proad)")
 	f.StringVar(&c.QEMU, "qemu", "", "QEMU (default: qemu-system-* on the path)")
-	f.StringArrayVar(&c.GuestKernel, "guest-kernel", nil, "directory with an unpacked kernel package for VMs, can be repeated")
+	f.StringArrayVar(&c.GuestKernel, "guest-kernel", nil, "directory with an unpacked kernel package for VMs, can be repeated (default: beside the programs, then <data-root>/kernel)")
 	f.StringVar(&c.Accelerator, "accelerator", "", "force kvm or tcg (default: what works here)")
 	f.BoolVarP(&c.Version, "version", "v", false, "print the version and exit")
 	return f
@@ -190,9 +190,11 @@ func (c *Config) complete() error {
 	if _, err := os.Stat(c.Shim); err != nil {
 		return fmt.Errorf("cannot find the shim (it is built beside proad; --shim names another place): %w", err)
 	}
-	// After those that were named: beside the programs as a package would
-	// install it, in a clone as `make setup` leaves it, and below the data root.
-	c.GuestKernel = append(c.GuestKernel, filepath.Join(beside, "../lib/proa/kernel"), filepath.Join(beside, "../.cache/kernel"), filepath.Join(c.DataRoot, "kernel"))
+	if len(c.GuestKernel) == 0 {
+		// Beside the programs as a package would install it, in a clone as
+		// `make setup` leaves it, and below the data root.
+		c.GuestKernel = []string{filepath.Join(beside, "../lib/proa/kernel"), filepath.Join(beside, "../.cache/kernel"), filepath.Join(c.DataRoot, "kernel")}
+	}
 	return nil
 }
 
