@@ -376,6 +376,7 @@ func TestImagesAreWhatTarSays(t *testing.T) {
 	}
 	for _, strategy := range []string{"file", "loop", "extract"} {
 		t.Run(strategy, func(t *testing.T) {
+			proatest.NeedStrategy(t, strategy)
 			e := proatest.New(t, proatest.Args("--storage-strategy", strategy))
 			for name, archive := range archives {
 				e.MustDocker("load", "-i", archive)

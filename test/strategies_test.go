@@ -12,6 +12,7 @@ import (
 func TestForcedMountStrategies(t *testing.T) {
 	for _, strategy := range []string{"file", "loop", "extract"} {
 		t.Run(strategy, func(t *testing.T) {
+			proatest.NeedStrategy(t, strategy)
 			e := proatest.New(t, proatest.Args("--storage-strategy", strategy))
 			if got := e.MustDocker("info", "-f", "{{json .DriverStatus}}"); !strings.Contains(got, `"`+strategy+`"`) {
 				t.Errorf("info says %s", got)

@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"proa/internal/image/flat"
 )
 
 // Engine is one running proad.
@@ -61,6 +63,16 @@ func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: namespaces, mounts and nftables")
+	}
+}
+
+// NeedStrategy skips a test of a way to mount images that this kernel lacks, and says why.
+func NeedStrategy(t testing.TB, name string) {
+	t.Helper()
+	NeedRoot(t)
+	can := flat.Probe(os.TempDir())
+	if v := map[string]flat.Verdict{flat.StrategyFile: can.File, flat.StrategyLoop: can.Loop, flat.StrategyExtract: can.Extract}[name]; !v.OK {
+		t.Skipf("strategy %s does not work here: %s", name, v.Why)
 	}
 }
 

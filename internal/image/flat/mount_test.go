@@ -80,7 +80,7 @@ func TestPageCache(t *testing.T) {
 	files := image(t, t.TempDir(), []string{layer})
 	must(t, os.Remove(layer))
 
-	for _, s := range strategies {
+	for _, s := range strategies(t) {
 		for _, f := range []string{files.Index, files.Data[0]} {
 			evict(t, f)
 		}
@@ -215,7 +215,7 @@ func TestLoopsAreShared(t *testing.T) {
 
 func TestMountLifetimes(t *testing.T) {
 	needRoot(t)
-	for _, s := range strategies {
+	for _, s := range strategies(t) {
 		dir := t.TempDir()
 		files := image(t, dir, stack(t, []member{reg("a", "1")}))
 		m, err := Open(dir, s)
@@ -268,7 +268,7 @@ func TestMountLongPath(t *testing.T) {
 	}
 	must(t, os.MkdirAll(dir, 0o700))
 	files := image(t, dir, stack(t, []member{reg("a", "1")}))
-	for _, s := range strategies {
+	for _, s := range strategies(t) {
 		if b, err := os.ReadFile(mounted(t, files, s) + "/a"); err != nil || string(b) != "1" {
 			t.Errorf("%s: %q, %v", s, b, err)
 		}
@@ -279,7 +279,7 @@ func TestMountTogether(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
 	files := image(t, dir, stack(t, []member{reg("a", "1")}))
-	for _, s := range strategies {
+	for _, s := range strategies(t) {
 		m, err := Open(dir, s)
 		must(t, err)
 		var wg sync.WaitGroup
