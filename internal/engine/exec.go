@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -14,8 +15,14 @@ import (
 	"proa/internal/shim"
 )
 
-// keptExecs is how many ended exec'd processes of a container are remembered.
-const keptExecs = 64
+// What is remembered of exec'd processes of a container that do not run: the
+// newest keptExecs for any time, as clients ask for the exit code after the
+// end, and all others for keptExecTime, up to mostExecs.
+const (
+	keptExecs    = 64
+	keptExecTime = 5 * time.Minute
+	mostExecs    = 8192
+)
 
 // execution is one exec'd process. The box's mu guards what changes.
 type execution struct {
@@ -24,6 +31,7 @@ type execution struct {
 	req     container.ExecCreateRequest
 	started bool
 	running bool
+	at      time.Time // of its creation, then of its end
 	code    *int
 	pid     int
 }
@@ -55,9 +63,9 @@ func (e *Engine) ExecCreate(ctx context.Context, ref string, r container.ExecCre
 	var old []string
 	c := b.change(func(_ *record, l *live) {
 		l.execCount++
-		x.number = l.execCount
+		x.number, x.at = l.execCount, e.cfg.Now()
 		l.execs[x.id] = x
-		old = l.dropOldExecs()
+		old = l.dropOldExecs(x.at)
 	})
 	e.mu.Lock()
 	e.execs[x.id] = b.id
@@ -81,11 +89,12 @@ func mayExec(c *Container) error {
 	return notRunning(c)
 }
 
-// dropOldExecs forgets ended ones beyond the newest, and those that were never
-// started, and returns their ids.
-func (l *live) dropOldExecs() (old []string) {
+// dropOldExecs forgets those that ended, or were created and never started,
+// long enough ago, and returns their ids.
+func (l *live) dropOldExecs(now time.Time) (old []string) {
 	for id, x := range l.execs {
-		if !x.running && l.execCount-x.number > keptExecs {
+		behind := l.execCount - x.number
+		if !x.running && behind > keptExecs && (behind > mostExecs || now.Sub(x.at) > keptExecTime) {
 			delete(l.execs, id)
 			old = append(old, id)
 		}
@@ -210,7 +219,7 @@ func (e *Engine) execEnded(b *box, x *execution, code int) {
 	first := false
 	c := b.change(func(_ *record, _ *live) {
 		if first = x.code == nil; first {
-			x.code, x.running = &code, false
+			x.code, x.running, x.at = &code, false, e.cfg.Now()
 		}
 	})
 	if first {

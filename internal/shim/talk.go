@@ -104,7 +104,7 @@ func (s *Shim) ExecResize(ctx context.Context, exec string, rows, cols uint16) e
 }
 
 // ExecWait waits for an exec'd process, also one that an earlier engine
-// started. A shim remembers the last 64 that ended; errdefs.ErrNotFound else.
+// started. A shim remembers the last 1024 that ended; errdefs.ErrNotFound else.
 func (s *Shim) ExecWait(ctx context.Context, exec string) (isolation.Exit, error) {
 	r, err := s.request(ctx, &wire.Request{Op: wire.Wait, Exec: exec})
 	if err != nil {

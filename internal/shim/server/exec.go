@@ -12,8 +12,9 @@ import (
 	"proa/internal/shim/wire"
 )
 
-// keepEnded is how many exits of exec'd processes are remembered.
-const keepEnded = 64
+// keepEnded is how many exits of exec'd processes are remembered: more than can
+// end between the reply to an exec and the engine's question how it ended.
+const keepEnded = 1024
 
 // execution is one exec'd process.
 type execution struct {
