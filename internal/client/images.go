@@ -45,13 +45,6 @@ func (c *Client) ImageList(ctx context.Context, all bool, f Filters) ([]image.Su
 	return out, err
 }
 
-// ImageInspectRaw gives everything about one image as the engine says it.
-func (c *Client) ImageInspectRaw(ctx context.Context, ref string) (json.RawMessage, error) {
-	var out json.RawMessage
-	err := c.Do(ctx, http.MethodGet, "/images/"+ref+"/json", nil, nil, &out)
-	return out, err
-}
-
 // ImageHistory lists the steps an image was made of, newest first.
 func (c *Client) ImageHistory(ctx context.Context, ref string) ([]image.HistoryResponseItem, error) {
 	var out []image.HistoryResponseItem
@@ -159,13 +152,6 @@ func (c *Client) VolumeList(ctx context.Context, f Filters) ([]volume.Volume, er
 	var out volume.ListResponse
 	err := c.Do(ctx, http.MethodGet, "/volumes", f.query(), nil, &out)
 	return out.Volumes, err
-}
-
-// VolumeInspect gives one volume.
-func (c *Client) VolumeInspect(ctx context.Context, name string) (volume.Volume, error) {
-	var out volume.Volume
-	err := c.Do(ctx, http.MethodGet, "/volumes/"+url.PathEscape(name), nil, nil, &out)
-	return out, err
 }
 
 // VolumeRemove deletes a volume.

@@ -153,12 +153,6 @@ func TestChoice(t *testing.T) {
 		}
 	}
 	equal(t, "missing log", len(texts(t, path+"-not", ReadOptions{Tail: -1})), 0)
-	if err := Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	if left, _ := filepath.Glob(path + "*"); len(left) != 0 {
-		t.Fatalf("left: %v", left)
-	}
 }
 
 func TestRotationKeepsItsBounds(t *testing.T) {

@@ -17,9 +17,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -281,34 +279,3 @@ func numbered(path string, i int) string { return path + "." + strconv.Itoa(i) }
 
 // appendTime appends t as Docker writes it.
 func appendTime(b []byte, t time.Time) []byte { return t.UTC().AppendFormat(b, time.RFC3339Nano) }
-
-// Remove deletes a log with its rotated files. Nothing there is no error.
-func Remove(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("cannot remove log: %w", err)
-	}
-	files, err := filepath.Glob(globEscape(path) + ".[0-9]*")
-	if err != nil {
-		return fmt.Errorf("cannot list rotated files of log %q: %w", path, err)
-	}
-	for _, f := range files {
-		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("cannot remove log: %w", err)
-		}
-	}
-	return nil
-}
-
-// globEscape makes a path match itself alone.
-func globEscape(path string) string {
-	var b []byte
-	for i := range len(path) {
-		if c := path[i]; c == '*' || c == '?' || c == '[' || c == '\\' {
-			b = append(b, '\\')
-		}
-		b = append(b, path[i])
-	}
-	return string(b)
-}
-
-var _ io.Writer = (*Stream)(nil)

@@ -118,23 +118,3 @@ func AttachTo(mount, at *os.File) error {
 	}
 	return nil
 }
-
-// SwitchRoot makes the mount at path the root of the caller's mount namespace
-// and its root and working directory. It moves the mount instead of pivoting,
-// because an initramfs cannot be pivoted away; the old root stays below,
-// unreachable by path.
-func SwitchRoot(path string) error {
-	if err := unix.Chdir(path); err != nil {
-		return fmt.Errorf("cannot enter %q: %w", path, err)
-	}
-	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
-		return fmt.Errorf("cannot move %q to the root: %w", path, err)
-	}
-	if err := unix.Chroot("."); err != nil {
-		return fmt.Errorf("cannot change the root: %w", err)
-	}
-	if err := unix.Chdir("/"); err != nil {
-		return fmt.Errorf("cannot enter the new root: %w", err)
-	}
-	return nil
-}

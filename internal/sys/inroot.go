@@ -1,9 +1,7 @@
 package sys
 
 import (
-	"errors"
 	"os"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -35,48 +33,4 @@ func OpenInRoot(root *os.File, path string, flags int, perm uint32) (*os.File, e
 		}
 		return os.NewFile(uintptr(fd), path), nil
 	}
-}
-
-// MkdirInRoot makes directory path and its parents below root, as OpenInRoot
-// resolves them, and returns it opened with O_PATH. Directories that exist stay
-// as they are; new ones have mode perm. A dangling symbolic link is ENOENT.
-func MkdirInRoot(root *os.File, path string, perm uint32) (*os.File, error) {
-	const flags = unix.O_PATH | unix.O_DIRECTORY
-	dir, err := OpenInRoot(root, path, flags, 0)
-	if !errors.Is(err, syscall.ENOENT) {
-		return dir, err
-	}
-	clean := strings.TrimRight(path, "/")
-	at := strings.LastIndexByte(clean, '/')
-	name := clean[at+1:]
-	if name == "" || name == "." || name == ".." {
-		return nil, err
-	}
-	var parent *os.File
-	if at <= 0 {
-		parent, err = OpenInRoot(root, "/", flags, 0)
-	} else {
-		parent, err = MkdirInRoot(root, clean[:at], perm)
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer parent.Close()
-	if err := unix.Mkdirat(int(parent.Fd()), name, perm); err != nil && err != syscall.EEXIST {
-		return nil, &os.PathError{Op: "mkdir", Path: path, Err: err}
-	}
-	return OpenInRoot(root, path, flags, 0)
-}
-
-// RemoveAt removes one entry of an open directory: a file, a link (not what it
-// points to), or an empty directory.
-func RemoveAt(dir *os.File, name string) error {
-	err := unix.Unlinkat(int(dir.Fd()), name, 0)
-	if err == syscall.EISDIR {
-		err = unix.Unlinkat(int(dir.Fd()), name, unix.AT_REMOVEDIR)
-	}
-	if err != nil {
-		return &os.PathError{Op: "unlink", Path: name, Err: err}
-	}
-	return nil
 }

@@ -8,27 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenPTY makes a pseudo terminal in the devpts instance that ptmx (a path such
-// as /dev/pts/ptmx) belongs to. The terminal end comes from TIOCGPTPEER (Linux
-// 4.13), so no path that somebody could have mounted over is opened. master
-// never waits for the network poller's sake: it is non-blocking.
-func OpenPTY(ptmx string) (master, terminal *os.File, err error) {
-	fd, err := unix.Open(ptmx, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("cannot open a pseudo terminal at %q: %w", ptmx, err)
-	}
-	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		unix.Close(fd)
-		return nil, nil, fmt.Errorf("cannot unlock a pseudo terminal: %w", err)
-	}
-	peer, _, errno := syscall.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if errno != 0 {
-		unix.Close(fd)
-		return nil, nil, fmt.Errorf("cannot open the terminal end of a pseudo terminal: %w", errno)
-	}
-	return os.NewFile(uintptr(fd), "ptmx"), os.NewFile(peer, "pts"), nil
-}
-
 // SetWinsize sets a terminal's size in characters.
 func SetWinsize(tty *os.File, rows, cols uint16) error {
 	raw, err := tty.SyscallConn()

@@ -13,7 +13,6 @@ import (
 type Image struct {
 	r       io.ReaderAt
 	root    uint64
-	inodes  uint64
 	blocks  uint64
 	devices []Device
 }
@@ -58,7 +57,7 @@ func Open(r io.ReaderAt) (*Image, error) {
 	if s[12] != blockBits || le.Uint32(s[80:])&^incompatUnderstood != 0 || le.Uint32(s[40:]) != 0 {
 		return nil, damaged("not made by this program")
 	}
-	im := &Image{r: r, root: uint64(le.Uint16(s[14:])), inodes: le.Uint64(s[16:]), blocks: uint64(le.Uint32(s[36:]))}
+	im := &Image{r: r, root: uint64(le.Uint16(s[14:])), blocks: uint64(le.Uint32(s[36:]))}
 	count, slot := int(le.Uint16(s[86:])), int64(le.Uint16(s[88:]))*devSlotSize
 	table := make([]byte, count*devSlotSize)
 	if _, err := r.ReadAt(table, slot); err != nil && count > 0 {
@@ -73,9 +72,6 @@ func Open(r io.ReaderAt) (*Image, error) {
 
 // Devices are the files that hold the contents, in the order of their numbers.
 func (im *Image) Devices() []Device { return im.devices }
-
-// Inodes is how many inodes the image has.
-func (im *Image) Inodes() uint64 { return im.inodes }
 
 // Root reads the root directory's inode.
 func (im *Image) Root() (*Info, error) { return im.Inode(im.root) }

@@ -1,0 +1,1 @@
+// Empty: lets fork.go declare the runtime's fork hooks without bodies.

@@ -1,1 +1,0 @@
-// Empty: lets spawn.go declare the runtime's fork hooks without bodies.
