@@ -15,8 +15,9 @@ import (
 )
 
 // killLimit is how long a killed instance may take to be gone before its shim
-// is killed as well.
-const killLimit = 10 * time.Second
+// is killed as well: longer than a shim waits for an attached reader that stands
+// still (10 s).
+const killLimit = 15 * time.Second
 
 // answerLimit is how long a shim may take to pass a signal on. One that is
 // stopped or stuck must not hold up whoever wants its container to end.

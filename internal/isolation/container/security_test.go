@@ -37,6 +37,30 @@ func TestProtectedPaths(t *testing.T) {
 	}
 }
 
+// What a process is born with: its three descriptors (CVE-2024-21626,
+// CVE-2016-9962), no inheritable or ambient capabilities (CVE-2022-24769), and
+// just the groups of its user (CVE-2022-36109), for the main and exec'd ones.
+func TestBornWith(t *testing.T) {
+	script := "for n in $(seq 0 99); do test -L /proc/$$/fd/$n && echo $n; done; grep -E '^(CapInh|CapAmb|Groups)' /proc/$$/status; tr '\\0' '\\n' < /proc/$$/environ | grep -v ^PATH="
+	want := "0\n1\n2\nGroups:\t0 \nCapInh:\t0000000000000000\nCapAmb:\t0000000000000000\nHOME=/root\n"
+	root := busybox(t)
+	for _, user := range []bool{true, false} {
+		set := func(s *isolation.Spec) { s.Namespaces.User = user }
+		if out := shell(t, root, script, set); out != want {
+			t.Errorf("main process, user namespace %v: %q", user, out)
+		}
+		i := sleeper(t, root, set)
+		var out output
+		r, err := i.Exec(context20(t), command("sh", "-c", script), isolation.Stdio{Stdout: &out})
+		must(t, err)
+		_, err = r.Wait(context20(t))
+		must(t, err)
+		if out.String() != want {
+			t.Errorf("exec'd process, user namespace %v: %q", user, out.String())
+		}
+	}
+}
+
 // Only hierarchies in which the container has a group of its own are shown: in
 // another one its view would begin at the host's root, with the ids of all.
 func TestForeignControlGroups(t *testing.T) {
