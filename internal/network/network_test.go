@@ -64,7 +64,9 @@ func everyWay(t *testing.T, filtered string, old bool) {
 			w.answers(nil, proto, "[2001:db8::1]:8080", "web")
 			w.answers(nil, proto, "["+b.Gateway6.String()+"]:8080", "web")
 			w.answers(nil, proto, inside6, "web")
-			w.answers(nil, proto, "localhost:8080", "web")
+			if proto == TCP { // with UDP a client that takes localhost for ::1 never tries again
+				w.answers(nil, proto, "localhost:8080", "web")
+			}
 			// Between containers, directly and by the host's address; and back to itself.
 			w.answers(other.ns, proto, inside, "web "+other.Address.Addr().String())
 			w.answers(other.ns, proto, inside6, "web "+other.Address6.Addr().String())
