@@ -158,7 +158,7 @@ func (p *Program) DetachFiles(stdin, stdout, stderr Arg) {
 func (p *Program) DefaultSignals() {
 	none := p.Bytes(make([]byte, 64)) // struct sigaction, and an empty set
 	p.Call("unblock signals", unix.SYS_RT_SIGPROCMASK, Int(unix.SIG_SETMASK), none, Int(0), Int(8))
-	for sig := 1; sig < 32; sig++ {
+	for sig := 1; sig <= 64; sig++ {
 		if s := syscall.Signal(sig); s != syscall.SIGKILL && s != syscall.SIGSTOP {
 			p.Call("reset a signal", unix.SYS_RT_SIGACTION, Int(sig), none, Int(0), Int(8))
 		}
