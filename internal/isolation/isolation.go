@@ -175,7 +175,7 @@ type Resources struct {
 // NetworkMode says what the instance's network is.
 type NetworkMode string
 
-// The three networks of milestone 1.
+// The three networks that there are.
 const (
 	NetworkNone   NetworkMode = "none"   // loopback only
 	NetworkHost   NetworkMode = "host"   // the host's own; a VM refuses it
