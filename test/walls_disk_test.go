@@ -88,6 +88,9 @@ func TestPageCacheOfTen(t *testing.T) {
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	// The programs that the test itself runs come back into the cache first.
+	e.MustDocker("run", "-d", "--network", "none", "--name", "warm", "big", "sleep", "1000")
+	e.MustDocker("exec", "warm", "true")
 	before := cached(t)
 	for i := range 10 {
 		e.MustDocker("run", "-d", "--network", "none", "--name", fmt.Sprintf("c%d", i), "big", "sleep", "1000")
@@ -95,7 +98,7 @@ func TestPageCacheOfTen(t *testing.T) {
 	}
 	grown := cached(t) - before
 	t.Logf("page cache grew by %d MB", grown/1_000_000)
-	if grown > size*11/10+20<<20 { // 20 MiB for the programs and logs of the test itself
+	if grown > size*11/10 {
 		t.Errorf("page cache grew by %d bytes for ten readers of %d", grown, size)
 	}
 }
