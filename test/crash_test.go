@@ -1,6 +1,7 @@
 package test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -100,6 +101,43 @@ func TestKilledShim(t *testing.T) {
 				break
 			}
 		}
+	}
+}
+
+// CVE-2019-5736: nobody can write the shim's program through a process that
+// runs it, not even root of the host; the program itself is the owner's.
+func TestShimProgramCannotBeWritten(t *testing.T) {
+	e := proatest.New(t)
+	e.ImportBusybox("bb")
+	e.MustDocker("run", "-d", "--network", "none", "--userns", "host", "--name", "c1", "bb", "sleep", "1000")
+	pid, err := strconv.Atoi(e.MustDocker("inspect", "-f", "{{.State.Pid}}", "c1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A script that names the program it was born from as its interpreter.
+	e.MustDocker("exec", "c1", "sh", "-c", "printf '#!/proc/self/exe\n' >/trick; chmod 755 /trick")
+	if r := e.Docker("exec", "c1", "/trick"); r.Code == 0 {
+		t.Errorf("the shim's program ran inside: %s%s", r.Stdout, r.Stderr)
+	}
+	// What somebody caught of the program while it ran, and uses afterwards:
+	// as long as it runs, "text file busy" protects it.
+	exe, err := os.Open(fmt.Sprintf("/proc/%d/exe", parent(t, pid)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer exe.Close()
+	e.MustDocker("rm", "-f", "c1")
+	var f *os.File
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if f, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", exe.Fd()), os.O_WRONLY, 0); !errors.Is(err, syscall.ETXTBSY) {
+			break
+		}
+	}
+	if !errors.Is(err, syscall.EROFS) {
+		if err == nil {
+			f.Close()
+		}
+		t.Errorf("opening the shim's program for writing gave %v, want %v", err, syscall.EROFS)
 	}
 }
 

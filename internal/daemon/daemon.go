@@ -175,6 +175,9 @@ func (h *house) open(ctx context.Context) (err error) {
 	if noMachines != nil {
 		h.log.Warn("no VMs", "why", noMachines)
 	}
+	if err := h.guardShim(); err != nil {
+		return fmt.Errorf("cannot guard the shim's program: %w", err)
+	}
 	boot, err := os.ReadFile(h.cfg.BootIDFile)
 	if err != nil {
 		return fmt.Errorf("cannot tell this boot from the last: %w", err)
@@ -193,6 +196,19 @@ func (h *house) open(ctx context.Context) (err error) {
 	eng.Store(h.engine)
 	h.closing(h.engine.Close)
 	return nil
+}
+
+// guardShim lays a read-only mount of the shim's program over itself, in this
+// process's own mount namespace: what a process of a container catches of the
+// program that it was born from, it cannot change, whatever rights it has on
+// the host (CVE-2019-5736).
+func (h *house) guardShim() error {
+	m, err := sys.ReadonlyProgram(h.cfg.Shim)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return sys.Attach(m, h.cfg.Shim)
 }
 
 // openMachines makes the factory of VMs. The VMM gets an id of its own that is
