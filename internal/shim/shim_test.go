@@ -336,8 +336,15 @@ func TestControl(t *testing.T) {
 	}
 	phase, pid, err := s.State(ctx)
 	want(t, "phase", fmt.Sprint(phase, err), "paused<nil>")
-	if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); !strings.Contains(string(b), ") T ") {
-		t.Fatalf("not stopped: %s", b)
+	// The signal is sent when Pause returns; the process stops when it next runs.
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if strings.Contains(string(b), ") T ") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not stopped: %s", b)
+		}
 	}
 	if err := s.Resume(ctx); err != nil {
 		t.Fatal(err)
