@@ -361,9 +361,10 @@ func (e *Engine) InNetns(name string, args ...string) Result {
 	return e.Exec("", "nsenter", append([]string{"--net=/run/netns/" + e.Netns, name}, args...)...)
 }
 
-// Exec runs a command with the given standard input; it is killed after two minutes.
+// Exec runs a command with the given standard input; it is killed after six minutes: a guest that runs out of memory under
+// emulation on a busy machine was seen to need more than two.
 func (e *Engine) Exec(stdin, name string, args ...string) Result {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+e.Dir, "DOCKER_HOST=", "PROA_HOST=")
@@ -379,7 +380,7 @@ func (e *Engine) Exec(stdin, name string, args ...string) Result {
 	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
-		r.Code, r.Stderr = -1, r.Stderr+"\nkilled after two minutes"
+		r.Code, r.Stderr = -1, r.Stderr+"\nkilled after six minutes"
 	case errors.As(err, &exit):
 		r.Code = exit.ExitCode()
 	case err != nil:
