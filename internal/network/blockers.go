@@ -87,7 +87,7 @@ func defaultUplink(fam int) string {
 		}
 		return l.Attrs().Name
 	}
-	routes, err := vnl.RouteList(nil, fam)
+	routes, err := complete(func() ([]vnl.Route, error) { return vnl.RouteList(nil, fam) })
 	if err != nil {
 		return ""
 	}

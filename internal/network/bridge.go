@@ -195,7 +195,7 @@ func (m *Manager) saveRecord() error {
 // conf.all.forwarding counts; it makes the host stop listening to router
 // advertisements, so accept_ra=2 goes with it where accept_ra was 1.
 func (m *Manager) openForwarding() error {
-	links, err := netlink.LinkList()
+	links, err := complete(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("cannot list the host's links: %w", err)
 	}
@@ -343,7 +343,9 @@ func (m *Manager) mtu() int {
 	if m.cfg.MTU > 0 {
 		return m.cfg.MTU
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: syscall.RT_TABLE_MAIN, Dst: nil}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
+	routes, err := complete(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: syscall.RT_TABLE_MAIN, Dst: nil}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
+	})
 	if err != nil || len(routes) == 0 {
 		return defaultMTU
 	}

@@ -237,7 +237,7 @@ func deleteLink(name string) error {
 
 // removeStrays removes the cards on the bridge that no lease names.
 func (m *Manager) removeStrays() error {
-	links, err := vnl.LinkList()
+	links, err := complete(vnl.LinkList)
 	if err != nil {
 		return fmt.Errorf("cannot list the host's links: %w", err)
 	}

@@ -57,11 +57,11 @@ func hostHasIPv6() bool {
 // the words that name each. What belongs to bridge is left out.
 func hostNetworks(bridge string) (map[netip.Prefix]string, error) {
 	out := map[netip.Prefix]string{}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := complete(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the host's routes: %w", err)
 	}
-	links, err := netlink.LinkList()
+	links, err := complete(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the host's links: %w", err)
 	}
@@ -76,7 +76,7 @@ func hostNetworks(bridge string) (map[netip.Prefix]string, error) {
 		}
 		out[p.Masked()] = fmt.Sprintf("route to %s by %s", p.Masked(), names[r.LinkIndex])
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := complete(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the host's addresses: %w", err)
 	}

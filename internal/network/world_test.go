@@ -281,7 +281,7 @@ func (w *world) silent(from *os.File, proto, addr string) {
 func (w *world) snapshot() string {
 	w.t.Helper()
 	var b strings.Builder
-	links, err := vnl.LinkList()
+	links, err := complete(vnl.LinkList)
 	check(w.t, err)
 	for _, l := range links {
 		fmt.Fprintf(&b, "link %s\n", l.Attrs().Name)
