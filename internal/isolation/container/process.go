@@ -20,22 +20,7 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // finish writes the last part of a program: from the descriptors to the exec.
 func (c *instance) finish(p *sys.Program, s *isolation.Process, user who, io *streams, reaper bool) {
-	p.DetachFiles(sys.FD(io.theirs[0]), sys.FD(io.theirs[1]), sys.FD(io.theirs[2]))
-	if reaper {
-		p.Reaper("proa-init")
-		p.DieWithParent() // of the reaper
-	}
-	p.DefaultSignals()
-	p.NewKeyring()
-	p.NewSession()
-	if s.Terminal {
-		p.TakeTerminal(sys.Int(0))
-	}
-	umask := uint32(0o022)
-	if s.Umask != nil {
-		umask = *s.Umask
-	}
-	p.Umask(umask)
+	p.Settle(sys.FD(io.theirs[0]), sys.FD(io.theirs[1]), sys.FD(io.theirs[2]), reaper, s.Terminal, s.Umask)
 	cwd := s.Cwd
 	if cwd == "" {
 		cwd = "/"

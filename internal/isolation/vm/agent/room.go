@@ -241,22 +241,7 @@ func (l *launch) finish(p *sys.Program, e *ends, reaper bool) {
 	for _, f := range e.files() {
 		f.Fd() // makes it blocking, as a process expects its stdio
 	}
-	p.DetachFiles(sys.FD(e.in), sys.FD(e.out), sys.FD(e.err))
-	if reaper {
-		p.Reaper("proa-init")
-		p.DieWithParent() // of the reaper
-	}
-	p.DefaultSignals()
-	p.NewKeyring()
-	p.NewSession()
-	if e.terminal {
-		p.TakeTerminal(sys.Int(0))
-	}
-	umask := uint32(0o022)
-	if l.want.Umask != nil {
-		umask = *l.want.Umask
-	}
-	p.Umask(umask)
+	p.Settle(sys.FD(e.in), sys.FD(e.out), sys.FD(e.err), reaper, e.terminal, l.want.Umask)
 	p.Chdir(l.cwd)
 	p.Limit(syscall.RLIMIT_NOFILE, openFiles, openFiles, false)
 	for _, r := range l.want.Rlimits {
