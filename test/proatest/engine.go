@@ -133,6 +133,30 @@ func DockerCLI(t testing.TB) string {
 	return p
 }
 
+// Tool is a program that scripts/tools put there: crane, registry, or one of the distribution's docker (dockerd, containerd).
+func Tool(t testing.TB, name string) string {
+	t.Helper()
+	for _, dir := range []string{"bin", "cli-plugins", "dockerd/usr/sbin", "dockerd/usr/bin"} {
+		p := filepath.Join(tools(t), dir, name)
+		if _, err := os.Stat(p); err == nil {
+			return p
+		}
+	}
+	if p, err := exec.LookPath(name); err == nil {
+		return p
+	}
+	t.Fatalf("no %s: run `scripts/tools`", name)
+	return ""
+}
+
+// tools is the directory that scripts/tools fills.
+func tools(t testing.TB) string {
+	if dir := os.Getenv("PROA_TEST_TOOLS"); dir != "" {
+		return dir
+	}
+	return filepath.Join(checkout(t), ".cache", "tools")
+}
+
 // New prepares an engine and starts it. It is stopped, and all that it left
 // is removed, when the test ends.
 func New(t testing.TB, opts ...Option) *Engine {
@@ -154,6 +178,10 @@ func New(t testing.TB, opts ...Option) *Engine {
 		o(e)
 	}
 	t.Cleanup(e.cleanup)
+	// The CLI's configuration is the engine's directory: that is where the CLI looks for buildx.
+	if err := os.Symlink(filepath.Join(tools(t), "cli-plugins"), filepath.Join(dir, "cli-plugins")); err != nil {
+		t.Fatal(err)
+	}
 	e.must("ip", "netns", "add", e.Netns)
 	e.must("ip", "-n", e.Netns, "link", "set", "lo", "up")
 	// A way out that leads nowhere: the engine sees a host with a default
