@@ -103,20 +103,11 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes []s
 	if err != nil {
 		return nil, err
 	}
-	img, err := s.resolve(ctx, candidate{target: target, names: names})
+	all, err := s.adopt(ctx, []candidate{{target: target, names: names}}, func(string) {})
 	if err != nil {
 		return nil, err
 	}
-	if err := s.index(img.config.chain, []*flat.Layer{layer}); err != nil {
-		return nil, err
-	}
-	if err := s.label(ctx, target); err != nil {
-		return nil, err
-	}
-	if err := s.publish(ctx, []*ready{img}, func(string) {}); err != nil {
-		return nil, err
-	}
-	return s.Get(ctx, img.id.String())
+	return s.Get(ctx, all[0].id.String())
 }
 
 // split writes one tar stream to both places at once: gzipped to the content

@@ -13,12 +13,9 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
-	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	bolt "go.etcd.io/bbolt"
 )
 
 // workPrefix begins the leases of unfinished work. None outlives its engine.
@@ -71,14 +68,6 @@ func (j *job) detachWork() {
 	}
 }
 
-// ready is a candidate of which all is here and checked.
-type ready struct {
-	candidate
-	id       digest.Digest
-	config   *parsed
-	manifest *ocispec.Manifest
-}
-
 // Load takes the images of an archive, a docker archive or an OCI layout, as
 // a tar that may be packed with gzip, zstd or bzip2. It returns their names,
 // or ids where they have none, as people write them. progress, which may be
@@ -112,19 +101,8 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(string)) (_
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.resolveAll(ctx, found)
+	all, err := s.adopt(ctx, found, progress)
 	if err != nil {
-		return nil, err
-	}
-	for _, img := range all {
-		if err := s.prepare(ctx, img, progress); err != nil {
-			return nil, err
-		}
-		if err := s.label(ctx, img.target); err != nil {
-			return nil, err
-		}
-	}
-	if err := s.publish(ctx, all, progress); err != nil {
 		return nil, err
 	}
 	var out []string
@@ -335,7 +313,7 @@ func (s *Store) checkLayer(ctx context.Context, l ocispec.Descriptor) error {
 	}
 	info, err := s.blobs.Info(in(ctx), l.Digest)
 	if errdefs.IsNotFound(err) {
-		return fmt.Errorf("the archive has no blob %s (truncated?): %w", l.Digest, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("blob %s is missing (a truncated archive?): %w", l.Digest, errdefs.ErrInvalidArgument)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot look for blob %s: %w", l.Digest, err)
@@ -344,26 +322,4 @@ func (s *Store) checkLayer(ctx context.Context, l ocispec.Descriptor) error {
 		return fmt.Errorf("blob %s has %d bytes and the manifest says %d: %w", l.Digest, info.Size, l.Size, errdefs.ErrInvalidArgument)
 	}
 	return nil
-}
-
-// publish makes images exist: all names in one transaction.
-func (s *Store) publish(ctx context.Context, all []*ready, progress func(string)) error {
-	return s.meta.Update(func(tx *bolt.Tx) error {
-		ctx := boltutil.WithTransaction(in(ctx), tx)
-		for _, img := range all {
-			recs, err := s.records.List(ctx)
-			if err != nil {
-				return fmt.Errorf("cannot list images: %w", err)
-			}
-			for _, n := range img.names {
-				if i := slices.IndexFunc(recs, func(r images.Image) bool { return r.Name == n }); i >= 0 && recordID(recs[i]) != img.id {
-					progress(fmt.Sprintf("The image %s already exists, renaming the old one with ID %s to empty string", familiar(n), recordID(recs[i])))
-				}
-			}
-			if err := s.name(ctx, recs, img.id, img.target, img.names); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
