@@ -16,8 +16,10 @@ import (
 // where the layers are idmapped. attr is a set of MOUNT_ATTR_ flags. With
 // volatile nothing is ever synced.
 func Overlay(lower, layer *os.File, attr int, volatile bool) (*os.File, error) {
-	// index and its file handles are of no use to one mount of one upper.
-	rest := []FSConfig{{Key: "index", Value: "off"}, {Key: "source", Value: "overlay"}}
+	// index and its file handles are of no use to one mount of one upper. Without
+	// the other two every file of the upper is whole, whatever the kernel's
+	// default is: layers are made of it (rootfs.WriteLayer).
+	rest := []FSConfig{{Key: "index", Value: "off"}, {Key: "redirect_dir", Value: "off"}, {Key: "metacopy", Value: "off"}, {Key: "source", Value: "overlay"}}
 	if volatile {
 		rest = append(rest, FSConfig{Key: "volatile", Flag: true})
 	}

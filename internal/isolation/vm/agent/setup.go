@@ -92,6 +92,7 @@ func (a *Agent) assemble(s *wire.Setup) (r *room, disk *os.File, err error) {
 		return nil, nil, failed("open the writable disk", err)
 	}
 	if err := mount("overlay", sys.MountNodev, rootDir, sys.FSConfig{Key: "source", Value: "overlay"},
+		sys.FSConfig{Key: "redirect_dir", Value: "off"}, sys.FSConfig{Key: "metacopy", Value: "off"}, // as in sys.Overlay
 		sys.FSConfig{Key: "lowerdir", Value: lowerDir},
 		sys.FSConfig{Key: "upperdir", Value: diskDir + "/upper"},
 		sys.FSConfig{Key: "workdir", Value: diskDir + "/work"}); err != nil {
