@@ -17,6 +17,7 @@ func (s *Server) routes() []route {
 		{"GET", "/events", s.events},
 		{"GET", "/system/df", s.diskUsage},
 		{"GET", "/proa/doctor", s.doctor},
+		{"GET", "/proa/containers/{id}/usage", s.containerUsage},
 
 		{"GET", "/containers/json", s.containerList},
 		{"POST", "/containers/create", s.containerCreate},

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
@@ -162,6 +163,42 @@ func (c *Client) ContainerStats(ctx context.Context, id string, stream bool) (io
 		q.Set("stream", "0")
 	}
 	return c.Stream(ctx, http.MethodGet, "/containers/"+url.PathEscape(id)+"/stats", q, nil, "")
+}
+
+// Usage is what the latest run of a container has taken of the host, as
+// GET /proa/containers/{id}/usage tells it. Sizes are bytes, CPU times nanoseconds.
+type Usage struct {
+	ID         string
+	Name       string
+	Isolation  string // "container" or "vm"
+	Emulated   bool   // the VM's processors are made by software
+	Kernel     string // release that processes inside see
+	Running    bool
+	StartedAt  time.Time // the main process was executed
+	FinishedAt time.Time // it has ended; the zero time while it runs
+	CPU        struct {
+		Total, User, System uint64 // of the control group: the container's processes, or the whole VMM
+		Shim                uint64 // of the shim, which is not in the group
+	}
+	Memory struct {
+		Peak     uint64 // most that was charged to the control group, page cache included; 0: not known
+		ShimPeak uint64 // most that the shim had resident
+	}
+	Disk struct {
+		Used int64 // blocks of its writable layer or VM disk, and of its log
+	}
+	IO struct {
+		Stored                  uint64  // sent towards storage by its processes and its shim
+		BlockReads, BlockWrites *uint64 // as the control group counts them; nil where it does not
+	}
+	Processes int // of the host that belong to the instance now, its shim included
+}
+
+// ContainerUsage reads what a running container takes, or took in its last run.
+func (c *Client) ContainerUsage(ctx context.Context, id string) (Usage, error) {
+	var out Usage
+	err := c.Do(ctx, http.MethodGet, "/proa/containers/"+url.PathEscape(id)+"/usage", nil, nil, &out)
+	return out, err
 }
 
 // ContainerTop lists the processes of a container.

@@ -517,6 +517,38 @@ func TestStatsTopAndUpdate(t *testing.T) {
 	}
 }
 
+// The bill is there while it runs and stays with the record, over a restart of
+// the engine, until the next run.
+func TestUsage(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.create("head -c 3000000 /dev/urandom > /file; sync; cat; exit 3", func(r *CreateRequest) { r.Config.OpenStdin = true })
+	if _, err := w.Usage(ctx, id); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("of one that never ran: %v", err)
+	}
+	w.start(id)
+	w.eventually("what it writes is seen", func() bool {
+		u, err := w.Usage(ctx, id)
+		return err == nil && u.Running && u.Ended.IsZero() && u.Processes > 0 && u.StoredBytes > 3e6 && u.Disk > 3e6
+	})
+	if err := w.Kill(ctx, id, "KILL"); err != nil {
+		t.Fatal(err)
+	}
+	w.wait(id, "not-running")
+	u, err := w.Usage(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u.Running || u.CPUNanos == 0 || u.MemoryPeak < 3e6 || u.StoredBytes < 3e6 || u.StoredBytes > 6e6 || u.Disk < 3e6 || u.Disk > 6e6 ||
+		u.Processes != 0 || u.Kernel == "" || u.Emulated || u.ShimCPUNanos == 0 || u.ShimMemoryPeak == 0 || !u.Ended.After(u.Started) {
+		t.Errorf("%+v", u)
+	}
+	w.reopen()
+	if again, err := w.Usage(ctx, id); err != nil || again.Usage != u.Usage {
+		t.Errorf("after a restart of the engine: %+v, %v; before: %+v", again, err, u)
+	}
+}
+
 func TestHealth(t *testing.T) {
 	w := newWorld(t)
 	id := w.create("touch /ok; sleep 100", func(r *CreateRequest) {

@@ -47,6 +47,7 @@ func (e *Engine) ended(b *box, sh *shim.Shim, r *run, exit isolation.Exit) {
 	r.exit = exit
 	c := b.change(func(rec *record, l *live) {
 		rec.Pid, rec.FinishedAt, rec.ExitCode, rec.OOMKilled, rec.Error = 0, exit.At.UTC(), exit.Code, exit.OOMKilled, exit.Error
+		rec.Usage = exit.Usage
 		parent = resourcesOf(rec.Host, e.cfg.CgroupParent).CgroupParent
 		rec.State = Exited
 		if wantsRestart(rec.Host.RestartPolicy, exit.Code, rec.RestartCount, rec.StoppedByUser) && !l.stopping {

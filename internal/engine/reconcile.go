@@ -154,7 +154,7 @@ func (e *Engine) adopt(ctx context.Context, b *box, sh *shim.Shim) bool {
 		if !rec.State.alive() { // the record was not saved in time
 			rec.StartedAt, rec.BootID, rec.ExitCode, rec.Error = e.cfg.Now().UTC(), e.bootID, 0, ""
 		}
-		rec.State, rec.Pid = state, pid
+		rec.State, rec.Pid, rec.Usage = state, pid, nil
 		l.shim, l.run = sh, r
 		if ep, err := e.cfg.Network.Endpoint(rec.ID); err == nil {
 			l.takeNetwork(rec, ep)
@@ -184,6 +184,7 @@ func (e *Engine) findShim(ctx context.Context, id string) (*shim.Shim, error) {
 func (e *Engine) lost(b *box, exit isolation.Exit) {
 	c := b.change(func(r *record, _ *live) {
 		r.State, r.Pid, r.FinishedAt, r.ExitCode, r.OOMKilled, r.Error = Exited, 0, exit.At.UTC(), exit.Code, exit.OOMKilled, exit.Error
+		r.Usage = exit.Usage
 	})
 	e.saves.later(b, nil)
 	e.emitDie(c)

@@ -167,6 +167,9 @@ func TestNewEngineAdopts(t *testing.T) {
 	if c := w.get(brief); c.State != Exited || c.ExitCode != 12 {
 		t.Errorf("the one that ended in between: %s, %d", c.State, c.ExitCode)
 	}
+	if u, err := w.Usage(ctx, brief); err != nil || u.CPUNanos == 0 || u.Ended.Sub(u.Started) < 200*time.Millisecond {
+		t.Errorf("its bill: %+v, %v", u, err)
+	}
 	w.eventually("--rm is kept", func() bool { _, err := w.Get(ctx, gone); return err != nil })
 	if err := os.WriteFile(filepath.Join(signal, "on"), nil, 0o644); err != nil {
 		t.Fatal(err)

@@ -47,6 +47,9 @@ type record struct {
 	// BootID is that of the boot in which it was last started: processes of
 	// another boot are gone, whatever State says.
 	BootID string `json:"bootID,omitempty"`
+	// Usage is the last reading of its latest run; nil while it runs, and where
+	// nobody could take one.
+	Usage *isolation.Usage `json:"usage,omitempty"`
 	// DropVolumes is set with Removing: anonymous volumes go as well.
 	DropVolumes bool `json:"dropVolumes,omitempty"`
 }

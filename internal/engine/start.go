@@ -105,6 +105,7 @@ func (e *Engine) began(b *box, sh *shim.Shim, pid int) {
 	c, err := b.step(Running, func(rec *record, l *live) {
 		rec.Pid, rec.StartedAt = pid, e.cfg.Now().UTC()
 		rec.ExitCode, rec.Error, rec.OOMKilled, rec.StoppedByUser, rec.BootID = 0, "", false, false, e.bootID
+		rec.Usage = nil
 		l.shim, l.run, l.stopping = sh, r, false
 	})
 	if err != nil { // start checked it, and op is held

@@ -272,6 +272,41 @@ type Exit struct {
 	OOMKilled bool      `json:"oomKilled,omitempty"`
 	At        time.Time `json:"at"`
 	Error     string    `json:"error,omitempty"` // why there is no true code: the VMM died, the shim was killed
+	// Usage is the last reading before the instance was removed; of the main process only.
+	Usage *Usage `json:"usage,omitempty"`
+}
+
+// Usage is what an instance has taken of the host since its start: the bill,
+// where Stats is a reading for rates. An instance counts with everything of it
+// that is in its control group, which is the whole VMM of a VM, guest included;
+// the shim stands outside of the group and is told apart.
+type Usage struct {
+	Started time.Time `json:"started,omitzero"` // when the main process was executed
+	Ended   time.Time `json:"ended,omitzero"`   // when it had ended, by the host's clock; zero while it runs
+	Kernel  string    `json:"kernel"`           // release of the kernel that its processes see
+	// Emulated says that the VM's processors are made by software.
+	Emulated bool `json:"emulated,omitempty"`
+
+	CPUNanos  uint64 `json:"cpuNanos"`
+	CPUUser   uint64 `json:"cpuUser"`   // nanoseconds
+	CPUSystem uint64 `json:"cpuSystem"` // nanoseconds
+	// MemoryPeak is the most bytes that were charged to the group at one time:
+	// memory of its processes, page cache that they were first to fill, kernel
+	// memory. 0: this kernel keeps no peak (version 2 before Linux 5.19).
+	MemoryPeak uint64 `json:"memoryPeak"`
+	// BlockCounted says that the group's controller counts what block devices
+	// carry. Version 1 on Linux 6.10 and later counts only where somebody set a
+	// limit, and never what the kernel writes back later.
+	BlockCounted bool   `json:"blockCounted,omitempty"`
+	ReadBytes    uint64 `json:"readBytes"`
+	WriteBytes   uint64 `json:"writeBytes"`
+	// StoredBytes are all bytes that its processes, the shim among them, sent
+	// towards storage, written back or not: write_bytes of /proc/PID/io.
+	StoredBytes uint64 `json:"storedBytes"`
+	Processes   int    `json:"processes"` // that are in the group now
+
+	ShimCPUNanos   uint64 `json:"shimCPUNanos"`
+	ShimMemoryPeak uint64 `json:"shimMemoryPeak"` // most resident bytes, shared program text included
 }
 
 // Stats is one reading of an instance's use of the host.
@@ -333,6 +368,10 @@ type Instance interface {
 	// Stats reads the use of the host. Network figures are zero where the
 	// engine reads them itself.
 	Stats(ctx context.Context) (*Stats, error)
+	// Usage reads what it has taken since its creation, also after its last
+	// process has ended, until Delete. It asks nothing of a guest. Times and what
+	// concerns the shim are left to the caller.
+	Usage(ctx context.Context) (*Usage, error)
 	// Processes lists host pids (container) or guest pids (VM) with their command lines.
 	Processes(ctx context.Context) ([]ProcessInfo, error)
 	// Update changes limits while it runs.

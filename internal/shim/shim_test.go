@@ -95,6 +95,9 @@ func (i *instance) Resume(context.Context) error { return i.signal(syscall.SIGCO
 func (i *instance) Stats(context.Context) (*isolation.Stats, error) {
 	return &isolation.Stats{Pids: 7}, nil
 }
+func (i *instance) Usage(context.Context) (*isolation.Usage, error) {
+	return &isolation.Usage{CPUNanos: 42}, nil
+}
 func (i *instance) Processes(context.Context) ([]isolation.ProcessInfo, error) {
 	return []isolation.ProcessInfo{{PID: i.Pid(), Command: "x"}}, nil
 }
@@ -256,6 +259,9 @@ func TestRun(t *testing.T) {
 	h.gone(s)
 	rec, err := h.Exit("aaaa")
 	want(t, "record", fmt.Sprint(rec.Code, err), "7 <nil>")
+	if u := rec.Usage; u == nil || u.CPUNanos != 42 || u.Started.IsZero() || !u.Ended.Equal(rec.At) || u.Ended.Before(u.Started) || u.ShimCPUNanos == 0 || u.ShimMemoryPeak == 0 {
+		t.Fatalf("last reading %+v", u)
+	}
 	if _, err := os.Stat(filepath.Join(h.spec.Dir, "left")); !errors.Is(err, os.ErrNotExist) {
 		t.Fatal("the driver did not delete")
 	}
@@ -285,6 +291,9 @@ func TestErrorsKeepTheirKind(t *testing.T) {
 	}
 	e := h.exit(s)
 	want(t, "exit", e.Code, 127)
+	if e.Usage != nil {
+		t.Fatalf("a bill of what never ran: %+v", e.Usage)
+	}
 	h.gone(s)
 	if err := s.Signal(t.Context(), 15); !errdefs.IsUnavailable(err) {
 		t.Fatalf("signal after the end: %v", err)
@@ -320,6 +329,8 @@ func TestControl(t *testing.T) {
 	}
 	stats, err := s.Stats(ctx)
 	want(t, "stats", fmt.Sprint(stats.Pids, err), "7 <nil>")
+	usage, err := s.Usage(ctx)
+	want(t, "usage", fmt.Sprint(usage.CPUNanos, usage.Started.IsZero(), usage.Ended.IsZero(), err), "42 false true <nil>")
 	top, err := s.Top(ctx)
 	want(t, "top", fmt.Sprint(len(top), err), "1 <nil>")
 	if err := s.Update(ctx, &isolation.Resources{Pids: 13}); !errdefs.IsInvalidArgument(err) {

@@ -79,6 +79,16 @@ func (s *Shim) Stats(ctx context.Context) (*isolation.Stats, error) {
 	return r.Stats, nil
 }
 
+// Usage reads what the running instance has taken of the host. Afterwards it
+// is in its Exit. errdefs.ErrNotImplemented: the shim is older than this.
+func (s *Shim) Usage(ctx context.Context) (*isolation.Usage, error) {
+	r, err := s.request(ctx, &wire.Request{Op: wire.Usage})
+	if err != nil {
+		return nil, err
+	}
+	return r.Usage, nil
+}
+
 // Top lists the instance's processes.
 func (s *Shim) Top(ctx context.Context) ([]isolation.ProcessInfo, error) {
 	r, err := s.request(ctx, &wire.Request{Op: wire.Top})

@@ -133,6 +133,16 @@ func (c *instance) Stats(context.Context) (*isolation.Stats, error) {
 	return &s, nil
 }
 
+// Usage reads the control group; the kernel inside is this one.
+func (c *instance) Usage(context.Context) (*isolation.Usage, error) {
+	u, err := c.group.Usage()
+	if err != nil {
+		return nil, err
+	}
+	u.Kernel = sys.KernelRelease()
+	return &u, nil
+}
+
 // Update changes limits.
 func (c *instance) Update(_ context.Context, r *isolation.Resources) error {
 	warnings, err := c.group.Update(r)

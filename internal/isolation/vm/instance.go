@@ -114,6 +114,16 @@ func (i *Instance) Stats(ctx context.Context) (*isolation.Stats, error) {
 	return &s, nil
 }
 
+// Usage reads QEMU's control group: all of the VM is in it.
+func (i *Instance) Usage(context.Context) (*isolation.Usage, error) {
+	u, err := i.group.Usage()
+	if err != nil {
+		return nil, err
+	}
+	u.Kernel, u.Emulated = i.welcome.Kernel, i.spec.Machine.Emulated
+	return &u, nil
+}
+
 // Processes lists the guest's processes.
 func (i *Instance) Processes(ctx context.Context) ([]isolation.ProcessInfo, error) {
 	return i.client.Processes(ctx)

@@ -55,6 +55,7 @@ type server struct {
 	exited  chan struct{} // closed when exit is set and recorded
 	gone    chan struct{} // closed when nothing of the instance is left
 	deleted chan struct{} // closed by the first request to delete
+	bill    bill
 	talks   sync.WaitGroup
 	once    sync.Once // guards closing deleted
 
@@ -206,6 +207,7 @@ func (s *server) live() {
 // delete has the driver remove the instance. It is tried again, because what
 // remains would remain for good.
 func (s *server) delete(ctx context.Context) error {
+	s.bill.close(ctx, s.inst)
 	for wait := 50 * time.Millisecond; ; wait *= 2 {
 		err := s.inst.Delete(ctx)
 		if err == nil || wait > 2*time.Second {
@@ -269,6 +271,7 @@ func (s *server) start(ctx context.Context) error {
 	s.mu.Lock()
 	s.main, s.phase = main, wire.Running
 	s.mu.Unlock()
+	s.bill.begin(time.Now())
 	go s.hurry(inst.Pid())
 	go func() {
 		e, err := main.Wait(ctx)
@@ -298,7 +301,11 @@ func (s *server) finish(e isolation.Exit) {
 	if s.in != nil {
 		s.in.close()
 	}
-	if err := s.log.Close(); err != nil {
+	err := s.log.Close()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "proa-shim: %v\n", err)
+	}
+	if e.Usage, err = s.bill.total(context.Background(), s.inst, e.At); err != nil {
 		fmt.Fprintf(os.Stderr, "proa-shim: %v\n", err)
 	}
 	s.record(e)

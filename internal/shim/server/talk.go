@@ -175,6 +175,9 @@ func (s *server) answer(conn *wire.Conn, req *wire.Request, r *wire.Reply) error
 	case wire.Stats:
 		r.Stats, err = inst.Stats(ctx)
 		return err
+	case wire.Usage:
+		r.Usage, err = s.bill.read(ctx, inst)
+		return err
 	case wire.Top:
 		r.Top, err = inst.Processes(ctx)
 		return err

@@ -48,8 +48,9 @@ import (
 	"proa/internal/isolation"
 )
 
-// Version of this protocol. 1: the first.
-const Version = 1
+// Version of this protocol. 1: the first, which lacks the op "usage" and Usage
+// in exits. 2: has them.
+const Version = 2
 
 // Kind of a frame. The first three are Docker's.
 type Kind byte
@@ -84,6 +85,7 @@ const (
 	Pause  Op = "pause"
 	Resume Op = "resume"
 	Stats  Op = "stats"  // Reply: Stats
+	Usage  Op = "usage"  // Reply: Usage
 	Top    Op = "top"    // Reply: Top
 	Update Op = "update" // Resources
 	Attach Op = "attach" // Streams
@@ -136,6 +138,7 @@ type Reply struct {
 	Pid     int                     `json:"pid,omitempty"`  // of the instance or the exec'd process
 	Exit    *isolation.Exit         `json:"exit,omitempty"`
 	Stats   *isolation.Stats        `json:"stats,omitempty"`
+	Usage   *isolation.Usage        `json:"usage,omitempty"`
 	Top     []isolation.ProcessInfo `json:"top,omitempty"`
 }
 

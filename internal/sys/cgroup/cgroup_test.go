@@ -127,6 +127,11 @@ func TestLimitsHold(t *testing.T) {
 	if err != nil || s.CPUNanos < 1e6 || s.MemoryMax < 40<<20 || s.Periods == 0 || s.Throttled == 0 {
 		t.Errorf("counters %+v %v", s, err)
 	}
+	// The bill after the end: nobody is left, everything counts.
+	u, err := g.Usage()
+	if err != nil || u.CPUNanos != s.CPUNanos || u.MemoryPeak != s.MemoryMax || u.Processes != 0 {
+		t.Errorf("usage %+v %v, counters %+v", u, err, s)
+	}
 	// What somebody asks for and cannot have is an error, and nothing is left.
 	_, _, err = Create(parent+"/bad", &isolation.Resources{CpusetCpus: "4000"})
 	if !errdefs.IsInvalidArgument(err) {

@@ -102,6 +102,15 @@ func TestV2Reads(t *testing.T) {
 	if s != want {
 		t.Errorf("got %+v\nwant %+v", s, want)
 	}
+	u, err := g.Usage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (isolation.Usage{
+		CPUNanos: 5000, CPUUser: 3000, CPUSystem: 2000, MemoryPeak: 2000, BlockCounted: true, ReadBytes: 11, WriteBytes: 22,
+	}); u != want {
+		t.Errorf("got %+v\nwant %+v", u, want)
+	}
 	if !h.Has("memory") || !h.Has("devices") || h.Has("hugetlb") || len(h.Wanted(&isolation.Resources{})) != 0 {
 		t.Error("wrong idea of the controllers")
 	}

@@ -138,7 +138,7 @@ func (p *process) handle(h Header) error {
 		if !started {
 			return violation("process %d ended before it was started", h.ID)
 		}
-		p.exit = isolation.Exit{Code: x.Code, Signal: x.Signal, OOMKilled: x.OOMKilled, At: time.Unix(0, x.At)}
+		p.exit = isolation.Exit{Code: x.Code, Signal: x.Signal, OOMKilled: x.OOMKilled, At: time.Now()} // the guest has a clock of its own
 		p.finish(nil, io.EOF)
 	}
 	return nil
