@@ -3,8 +3,6 @@ package test
 import (
 	"archive/tar"
 	"bytes"
-	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -191,39 +189,6 @@ func sparseLayer(t *testing.T) []byte {
 	return out
 }
 
-// dockerArchive makes an archive as `docker save` makes it, with as little in it as loads.
-func dockerArchive(t *testing.T, name string, layers [][]byte) []byte {
-	t.Helper()
-	var diffs, files []string
-	entries := []proatest.Entry{}
-	for i, l := range layers {
-		diffs = append(diffs, fmt.Sprintf("sha256:%x", sha256.Sum256(l)))
-		files = append(files, fmt.Sprintf("%d/layer.tar", i))
-		entries = append(entries, proatest.Entry{Name: files[i], Body: string(l)})
-	}
-	config, err := json.Marshal(map[string]any{
-		"architecture": goarch(t), "os": "linux", "config": map[string]any{"Cmd": []string{"/lister", "/"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{name + ":latest"}, "Layers": files}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return proatest.Tar(t, append(entries, proatest.Entry{Name: "config.json", Body: string(config)}, proatest.Entry{Name: "manifest.json", Body: string(manifest)})...)
-}
-
-func goarch(t *testing.T) string {
-	t.Helper()
-	out, err := exec.Command("go", "env", "GOARCH").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(string(out))
-}
-
 // oracle extracts layers over each other with GNU tar, in order. Whiteouts are
 // applied before, by what the OCI image specification says of them: they hide
 // files of lower layers, never of their own.
@@ -362,7 +327,7 @@ func TestImagesAreWhatTarSays(t *testing.T) {
 			layers = append([][]byte{sparseLayer(t)}, layers...)
 		}
 		archives[name] = filepath.Join(t.TempDir(), name+".tar")
-		if err := os.WriteFile(archives[name], dockerArchive(t, name, layers), 0o600); err != nil {
+		if err := os.WriteFile(archives[name], proatest.Archive(t, name+":latest", map[string]any{"Cmd": []string{"/lister", "/"}}, layers...), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		out, err := exec.Command(bin, append([]string{oracle(t, layers)}, engineFiles...)...).Output()

@@ -389,13 +389,18 @@ func (e *Engine) InNetns(name string, args ...string) Result {
 	return e.Exec("", "nsenter", append([]string{"--net=/run/netns/" + e.Netns, name}, args...)...)
 }
 
-// Exec runs a command with the given standard input; it is killed after six minutes: a guest that runs out of memory under
-// emulation on a busy machine was seen to need more than two.
+// Exec runs a command with the given standard input, as a user of this engine has it in the environment.
 func (e *Engine) Exec(stdin, name string, args ...string) Result {
+	return run([]string{"DOCKER_CONFIG=" + e.Dir, "DOCKER_HOST=", "PROA_HOST="}, stdin, name, args...)
+}
+
+// run runs a command with more environment and the given standard input; it is killed after six minutes: a guest that runs out
+// of memory under emulation on a busy machine was seen to need more than two.
+func run(env []string, stdin, name string, args ...string) Result {
 	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+e.Dir, "DOCKER_HOST=", "PROA_HOST=")
+	cmd.Env = append(os.Environ(), env...)
 	if stdin != "" {
 		cmd.Stdin = strings.NewReader(stdin)
 	}

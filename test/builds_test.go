@@ -1,0 +1,364 @@
+package test
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"flag"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"proa/test/proatest"
+)
+
+var (
+	record   = flag.Bool("record", false, "TestGoldenBuilds writes what docker's BuildKit makes as what is expected")
+	onlyPeer = flag.Bool("only-peer", false, "TestGoldenBuilds asks docker's BuildKit only")
+)
+
+// golden is a folder of testdata/builds:
+//
+//	Dockerfile   lies in the context, beside the files of context/
+//	context/     the build's context; all its times are contextTime
+//	prepare      a script that makes in the context what git does not keep
+//	flags        of the build, one argument a line; $CONTEXT and $HTTP are replaced
+//	nopeer       why docker's BuildKit of the distribution cannot build it: tree and config are then written by hand
+//	tree         the files in which the image differs from its base: kind, mode, owner, size, time, name, contents
+//	config       what the image's configuration says, history included
+//
+// tree and config of all others are what docker's BuildKit made of them, and
+// each run of the test asks it again.
+type golden struct {
+	name, dir      string
+	nopeer         string
+	context, stdin string
+	flags          []string
+}
+
+var contextTime = time.Date(2020, 2, 3, 4, 5, 6, 789000000, time.UTC)
+
+// httpAddr is where each engine finds the files of goldenServer: it is
+// loopback of its own network namespace.
+const httpAddr = "127.0.0.1:8099"
+
+// loadGolden reads the folder and makes its context.
+func loadGolden(t *testing.T, dir string) *golden {
+	t.Helper()
+	g := &golden{name: filepath.Base(dir), dir: dir}
+	top := t.TempDir()
+	g.context = filepath.Join(top, "context")
+	if b, err := os.ReadFile(filepath.Join(dir, "nopeer")); err == nil {
+		g.nopeer = strings.TrimSpace(string(b))
+	}
+	if err := os.Mkdir(g.context, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "context")); err == nil {
+		if out, err := exec.Command("cp", "-a", filepath.Join(dir, "context")+"/.", g.context).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	dockerfile, err := os.ReadFile(filepath.Join(dir, "Dockerfile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(g.context, "Dockerfile"), dockerfile, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// A checkout's modes depend on the umask; only a script's differ from these.
+	err = filepath.WalkDir(g.context, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.Type()&fs.ModeSymlink != 0 {
+			return err
+		}
+		mode := fs.FileMode(0o644)
+		if d.IsDir() {
+			mode = 0o755
+		}
+		return os.Chmod(p, mode)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What the script dates itself is not of this hour.
+	begin := time.Now().Add(-time.Hour)
+	if script, err := os.ReadFile(filepath.Join(dir, "prepare")); err == nil {
+		cmd := exec.Command("sh", "-euc", "umask 022\n"+string(script))
+		cmd.Dir = g.context
+		cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("prepare: %v\n%s", err, out)
+		}
+	}
+	var names []string
+	err = filepath.WalkDir(top, func(p string, d fs.DirEntry, err error) error {
+		names = append(names, p)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Reverse(names)
+	for _, p := range names {
+		st, err := os.Lstat(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.ModTime().Before(begin) || st.ModTime().After(time.Now()) {
+			continue
+		}
+		if out, err := exec.Command("touch", "-h", "-d", contextTime.Format("2006-01-02T15:04:05.999999999Z"), "--", p).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "flags")); err == nil {
+		for _, l := range strings.Split(strings.TrimSpace(string(b)), "\n") {
+			g.flags = append(g.flags, strings.NewReplacer("$CONTEXT", g.context, "$HTTP", "http://"+httpAddr).Replace(l))
+			if l == "-" {
+				g.stdin = string(dockerfile)
+			}
+		}
+	}
+	if slices.Contains(g.flags, "--ssh") {
+		writeSSHKey(t, filepath.Join(top, "key"))
+	}
+	return g
+}
+
+// writeSSHKey makes a key for the agent that --ssh offers.
+func writeSSHKey(t *testing.T, file string) {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// goldenServer serves what ADD fetches, in a network namespace.
+func goldenServer(t *testing.T, netns string) {
+	t.Helper()
+	files := map[string][]byte{
+		"/file.txt":    []byte("hello world\n"),
+		"/archive.tar": proatest.Tar(t, proatest.Entry{Name: "inside", Body: "of an archive\n", UID: 31, GID: 32, Time: time.Unix(1500000000, 0)}),
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, ok := files[r.URL.Path]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		http.ServeContent(w, r, "", time.Unix(1400000000, 0), bytes.NewReader(b))
+	})}
+	l := proatest.ListenIn(t, netns, httpAddr)
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { srv.Close() })
+}
+
+// goldenBases are the images that the Dockerfiles begin from.
+func goldenBases(t *testing.T) map[string][]byte {
+	t.Helper()
+	base := proatest.Tar(t, proatest.BusyboxRoot(t)...)
+	attrs := proatest.Tar(t,
+		proatest.Entry{Name: "attrs/"},
+		proatest.Entry{Name: "attrs/ping", Mode: 0o755, Body: "x", Xattrs: map[string]string{"security.capability": netBind}},
+		proatest.Entry{Name: "attrs/note", Body: "x", Xattrs: map[string]string{"user.note": "hello"}},
+		proatest.Entry{Name: "attrs/suid", Mode: 0o4711, UID: 5, Body: "x"},
+	)
+	config := map[string]any{"Cmd": []string{"sh"}, "Env": []string{"PATH=/bin"}}
+	rich := map[string]any{
+		"Cmd": []string{"inherited"}, "Entrypoint": []string{"/bin/echo"}, "Env": []string{"PATH=/bin", "INHERITED=yes"}, "User": "app", "WorkingDir": "/home/app",
+		"Labels": map[string]string{"from": "the base"}, "ExposedPorts": map[string]any{"80/tcp": map[string]any{}}, "Volumes": map[string]any{"/vol": map[string]any{}}, "StopSignal": "SIGINT",
+	}
+	return map[string][]byte{
+		"base:latest":       proatest.Archive(t, "base:latest", config, base),
+		"attrs:latest":      proatest.Archive(t, "attrs:latest", config, base, attrs),
+		"configured:latest": proatest.Archive(t, "configured:latest", rich, base),
+	}
+}
+
+// describe says what a configuration says, a line each.
+func describe(t *testing.T, s *proatest.Saved) string {
+	t.Helper()
+	var image struct {
+		Architecture, OS, Author string
+		Config                   map[string]any
+		History                  []struct {
+			CreatedBy  string `json:"created_by"`
+			Author     string
+			EmptyLayer bool `json:"empty_layer"`
+		}
+	}
+	if err := json.Unmarshal(s.Config, &image); err != nil {
+		t.Fatal(err)
+	}
+	out := []string{"platform " + image.OS + "/" + image.Architecture}
+	if image.Author != "" {
+		out = append(out, "author "+image.Author)
+	}
+	for _, k := range []string{"User", "WorkingDir", "Env", "Entrypoint", "Cmd", "Shell", "ExposedPorts", "Volumes", "Labels", "StopSignal", "Healthcheck", "OnBuild"} {
+		v := image.Config[k]
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch string(b) {
+		case "null", `""`, "[]", "{}":
+			continue // how a writer says nothing is its own affair
+		}
+		if k == "Env" {
+			for _, e := range v.([]any) {
+				out = append(out, fmt.Sprintf("Env %q", e))
+			}
+			continue
+		}
+		out = append(out, k+" "+string(b))
+	}
+	for _, h := range image.History {
+		line := "step "
+		if h.EmptyLayer {
+			line = "note "
+		}
+		if h.Author != "" {
+			line += "(" + h.Author + ") "
+		}
+		out = append(out, fmt.Sprintf("%s%q", line, h.CreatedBy))
+	}
+	return strings.Join(append(out, fmt.Sprintf("layers %d", len(s.DiffIDs))), "\n")
+}
+
+// sameText fails with the lines that differ.
+func sameText(t *testing.T, what, got, want string) {
+	t.Helper()
+	if got == want {
+		return
+	}
+	count := map[string]int{}
+	for _, l := range strings.Split(want, "\n") {
+		count[l]--
+	}
+	for _, l := range strings.Split(got, "\n") {
+		count[l]++
+	}
+	var diff []string
+	for _, l := range strings.Split(want, "\n") {
+		if count[l] < 0 {
+			diff = append(diff, "- "+l)
+			count[l]++
+		}
+	}
+	for _, l := range strings.Split(got, "\n") {
+		if count[l] > 0 {
+			diff = append(diff, "+ "+l)
+			count[l]--
+		}
+	}
+	if len(diff) == 0 {
+		diff = []string{"the same lines in another order:", got}
+	}
+	t.Errorf("%s is not what is expected (-):\n%s", what, strings.Join(diff, "\n"))
+}
+
+// maker is one way to make an image of a context.
+type maker struct {
+	name  string
+	tag   string // of its images
+	build func(stdin string, args ...string) proatest.Result // the arguments after `build`
+	save  func(file, image string) proatest.Result
+}
+
+// make builds, saves and reads the image.
+func (m maker) make(t *testing.T, g *golden) *proatest.Saved {
+	t.Helper()
+	name := "golden/" + m.tag + ":" + g.name
+	r := m.build(g.stdin, append(append([]string{"-t", name}, g.flags...), g.context)...)
+	if r.Code != 0 {
+		t.Fatalf("%s: exit code %d\n%s%s", m.name, r.Code, r.Stdout, r.Stderr)
+	}
+	file := filepath.Join(t.TempDir(), "saved.tar")
+	if r := m.save(file, name); r.Code != 0 {
+		t.Fatalf("%s: save: %s", m.name, r.Stderr)
+	}
+	return proatest.ReadSaved(t, file)
+}
+
+// Each folder of testdata/builds, through docker's BuildKit and through Proa's,
+// is the files and the configuration that lie in the folder.
+func TestGoldenBuilds(t *testing.T) {
+	proatest.NeedRoot(t)
+	since := time.Now().Add(-2 * time.Second)
+	archives := map[string]string{}
+	for name, b := range goldenBases(t) {
+		archives[name] = filepath.Join(t.TempDir(), strings.TrimSuffix(name, ":latest")+".tar")
+		if err := os.WriteFile(archives[name], b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base := proatest.ReadSaved(t, archives["base:latest"])
+
+	d := proatest.NewDocker(t)
+	goldenServer(t, d.Netns)
+	for _, a := range archives {
+		d.MustDocker("load", "-i", a)
+	}
+	peer := maker{"docker's BuildKit", "docker", d.Build, func(file, image string) proatest.Result { return d.Docker("save", "-o", file, image) }}
+
+	dirs, err := filepath.Glob("testdata/builds/*/Dockerfile")
+	if err != nil || len(dirs) < 40 {
+		t.Fatalf("%d golden builds (%v)", len(dirs), err)
+	}
+	for _, p := range dirs {
+		t.Run(filepath.Base(filepath.Dir(p)), func(t *testing.T) {
+			t.Parallel()
+			g := loadGolden(t, filepath.Dir(p))
+			tree := func(s *proatest.Saved) string {
+				if len(s.DiffIDs) > 0 && s.DiffIDs[0] == base.DiffIDs[0] {
+					return s.Files.List(base.Files, since)
+				}
+				return s.Files.List(nil, since)
+			}
+			var asked *proatest.Saved
+			if g.nopeer == "" {
+				asked = peer.make(t, g)
+				if *record {
+					for name, text := range map[string]string{"tree": tree(asked), "config": describe(t, asked)} {
+						if err := os.WriteFile(filepath.Join(g.dir, name), []byte(text+"\n"), 0o644); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+			}
+			want := map[string]string{}
+			for _, name := range []string{"tree", "config"} {
+				b, err := os.ReadFile(filepath.Join(g.dir, name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				want[name] = strings.TrimSuffix(string(b), "\n")
+			}
+			if asked != nil {
+				sameText(t, "the tree of "+peer.name, tree(asked), want["tree"])
+				sameText(t, "the configuration of "+peer.name, describe(t, asked), want["config"])
+			}
+		})
+	}
+}
+
+var _ = tar.TypeReg
