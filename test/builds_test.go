@@ -279,7 +279,7 @@ func sameText(t *testing.T, what, got, want string) {
 // maker is one way to make an image of a context.
 type maker struct {
 	name  string
-	tag   string // of its images
+	tag   string                                             // of its images
 	build func(stdin string, args ...string) proatest.Result // the arguments after `build`
 	save  func(file, image string) proatest.Result
 }

@@ -143,11 +143,10 @@ func BenchmarkRun(b *testing.B) {
 			cs = append(cs, contender{r + " run (bare bundle)", func() error { return oci(r, "run", "-b", dir, fresh())() }})
 		}
 	}
-	if d := startDocker(b); d != nil {
-		cs = append(cs,
-			contender{"docker run --network none", func() error { return d.docker("run", "--rm", "--network", "none", "bb", "true") }},
-			contender{"docker run (bridge)", func() error { return d.docker("run", "--rm", "bb", "true") }})
-	}
+	d := startDocker(b)
+	cs = append(cs,
+		contender{"docker run --network none", func() error { return d.docker("run", "--rm", "--network", "none", "bb", "true") }},
+		contender{"docker run (bridge)", func() error { return d.docker("run", "--rm", "bb", "true") }})
 	race(b, "run --rm IMAGE true", "crun run (bare bundle)", 15, cs)
 }
 
@@ -169,12 +168,11 @@ func BenchmarkExec(b *testing.B) {
 		b.Cleanup(func() { _ = oci(r, "delete", "-f", id)() })
 		cs = append(cs, contender{r + " exec", oci(r, "exec", id, "true")})
 	}
-	if d := startDocker(b); d != nil {
-		if err := d.docker("run", "-d", "--name", "c0", "bb", "sleep", "10000"); err != nil {
-			b.Fatal(err)
-		}
-		cs = append(cs, contender{"docker exec", func() error { return d.docker("exec", "c0", "true") }})
+	d := startDocker(b)
+	if err := d.docker("run", "-d", "--name", "c0", "bb", "sleep", "10000"); err != nil {
+		b.Fatal(err)
 	}
+	cs = append(cs, contender{"docker exec", func() error { return d.docker("exec", "c0", "true") }})
 	race(b, "exec CONTAINER true", "crun exec", 15, cs)
 }
 
