@@ -112,6 +112,15 @@ type Root struct {
 	Upper    string `json:"upper"`    // container: directory of the host that holds "upper" and "work"
 	Readonly bool   `json:"readonly"` // --read-only
 	Volatile bool   `json:"volatile"` // skip syncing the writable layer (only when it will not outlive the instance)
+
+	// Tree is a detached mount that is the root as it is and is written in
+	// place, instead of Image and Upper (container only).
+	Tree File `json:"tree,omitempty"`
+	// Unstub asks that mount points which the root did not have are taken away
+	// again by Delete, if they are still empty: what is mounted is none of the
+	// root's files. With UnstubParents so are the directories on the way to them.
+	Unstub        bool `json:"unstub,omitempty"`
+	UnstubParents bool `json:"unstubParents,omitempty"`
 }
 
 // MountType is the kind of one mount.
@@ -121,6 +130,10 @@ type MountType string
 const (
 	MountBind  MountType = "bind"  // Source is a file or directory of the host; volumes are binds as well
 	MountTmpfs MountType = "tmpfs" // memory; Size and Mode count
+	// MountOverlay is a writable view of read-only files: Source is the lower
+	// directory, Upper the directory of the host that holds "upper" and "work"
+	// (container only).
+	MountOverlay MountType = "overlay"
 )
 
 // Mount is one mount into an instance, in the order in which it is made.
@@ -131,6 +144,10 @@ type Mount struct {
 	Origin   string    `json:"origin,omitempty"` // bind: path of the source, for messages only
 	Target   string    `json:"target"`           // absolute path inside; created if missing
 	Readonly bool      `json:"readonly,omitempty"`
+	// Upper and Subpath belong to an overlay: where it is written to, and the
+	// path in it that appears at Target, resolved below its root.
+	Upper   string `json:"upper,omitempty"`
+	Subpath string `json:"subpath,omitempty"`
 	// NonRecursive leaves out mounts below Source.
 	NonRecursive bool `json:"nonRecursive,omitempty"`
 	// Propagation is one of "private" (default), "slave", "shared" and their r-forms.
@@ -193,6 +210,8 @@ type Network struct {
 	ResolvConf string `json:"resolvConf,omitempty"`
 	Hosts      string `json:"hosts,omitempty"`
 	HostsName  string `json:"hostnameFile,omitempty"`
+	// FixedFiles makes these files read-only inside.
+	FixedFiles bool `json:"fixedFiles,omitempty"`
 	// Held are descriptors the shim only keeps open: bound sockets of published ports.
 	Held []File `json:"held,omitempty"`
 }

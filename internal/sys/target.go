@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -15,8 +16,14 @@ import (
 // are resolved inside; each step is by descriptor, so that nobody who renames
 // things below root can lead it elsewhere (CVE-2021-30465).
 func OpenTarget(root *os.File, path string, dir bool) (*os.File, error) {
-	fail := func(err error) (*os.File, error) {
-		return nil, fmt.Errorf("cannot open or make %q inside: %w", path, err)
+	f, _, err := MakeTarget(root, path, dir)
+	return f, err
+}
+
+// MakeTarget is OpenTarget and tells what it had to make, outer ones first.
+func MakeTarget(root *os.File, path string, dir bool) (_ *os.File, made []Stub, _ error) {
+	fail := func(err error) (*os.File, []Stub, error) {
+		return nil, made, fmt.Errorf("cannot open or make %q inside: %w", path, err)
 	}
 	// The usual case needs one call.
 	f, err := OpenInRoot(root, path, unix.O_PATH, 0)
@@ -24,10 +31,11 @@ func OpenTarget(root *os.File, path string, dir bool) (*os.File, error) {
 		if err != nil {
 			return fail(errors.Unwrap(err))
 		}
-		return f, nil
+		return f, nil, nil
 	}
 	todo := strings.Split(path, "/")
-	stack := []int{} // directories below root that are being gone through
+	stack := []int{}   // directories below root that are being gone through
+	var names []string // their names
 	defer func() {
 		for _, fd := range stack {
 			_ = unix.Close(fd)
@@ -48,13 +56,15 @@ func OpenTarget(root *os.File, path string, dir bool) (*os.File, error) {
 		case "..":
 			if len(stack) > 0 {
 				_ = unix.Close(top())
-				stack = stack[:len(stack)-1]
+				stack, names = stack[:len(stack)-1], names[:len(names)-1]
 			}
 			continue
 		}
 		last := strings.Trim(strings.Join(todo, ""), "/.") == ""
 		fd, err := unix.Openat(top(), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err == unix.ENOENT {
+			stub := Stub{Path: strings.Join(append(slices.Clone(names), name), "/"), Last: last}
+			_ = unix.Fstat(top(), &stub.before) // an open directory; no times at the worst
 			if dir || !last {
 				err = unix.Mkdirat(top(), name, 0o755)
 			} else {
@@ -62,6 +72,10 @@ func OpenTarget(root *os.File, path string, dir bool) (*os.File, error) {
 			}
 			if err != nil && err != unix.EEXIST {
 				return fail(err)
+			}
+			if err == nil {
+				_ = unix.Fstat(top(), &stub.after)
+				made = append(made, stub)
 			}
 			fd, err = unix.Openat(top(), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		}
@@ -74,7 +88,7 @@ func OpenTarget(root *os.File, path string, dir bool) (*os.File, error) {
 			return fail(err)
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFLNK {
-			stack = append(stack, fd)
+			stack, names = append(stack, fd), append(names, name)
 			continue
 		}
 		buf := make([]byte, unix.PathMax)
@@ -91,7 +105,7 @@ func OpenTarget(root *os.File, path string, dir bool) (*os.File, error) {
 			for _, fd := range stack {
 				_ = unix.Close(fd)
 			}
-			stack = stack[:0]
+			stack, names = stack[:0], names[:0]
 		}
 		todo = append(strings.Split(string(buf[:n]), "/"), todo...)
 	}
@@ -99,7 +113,7 @@ func OpenTarget(root *os.File, path string, dir bool) (*os.File, error) {
 	if err != nil {
 		return fail(err)
 	}
-	return os.NewFile(uintptr(fd), path), nil
+	return os.NewFile(uintptr(fd), path), made, nil
 }
 
 // OpenPlainDir opens (O_PATH) or makes the directory name directly below dir.

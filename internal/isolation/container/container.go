@@ -153,7 +153,7 @@ func check(s *isolation.Spec) error {
 		return bad("cannot make a %q with the container driver", s.Kind)
 	case len(s.Process.Args) == 0:
 		return bad("cannot make a container without a command")
-	case s.Root.Image == 0 || s.Root.Upper == "":
+	case s.Root.Tree == 0 && (s.Root.Image == 0 || s.Root.Upper == ""):
 		return bad("cannot make a container without an image and a writable layer")
 	case ns.User && (ns.UIDs.Host == 0 || ns.GIDs.Host == 0 || ns.UIDs.Size == 0 || ns.GIDs.Size == 0):
 		return bad("cannot make a user namespace that maps the host's root, or nobody")

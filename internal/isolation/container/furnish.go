@@ -21,16 +21,20 @@ import (
 // mapped says when the child has its user namespace, or that there is none.
 func (c *instance) furnish(t *sys.Thread, mapped <-chan bool) error {
 	s := c.spec
-	image, err := sys.Dup(int(s.Root.Image), "image")
+	files, err := c.openRoot() // before the ids change: a writable layer is truly root's
+	defer files.close()
 	if err != nil {
 		return err
 	}
-	defer image.Close()
-	layer, err := sys.WritableLayer(s.Root.Upper, image) // before the ids change: it is truly root's
+	overlays, err := c.openOverlays()
+	defer func() {
+		for _, o := range overlays {
+			o.close()
+		}
+	}()
 	if err != nil {
 		return err
 	}
-	defer layer.Close()
 	if err := t.FileIDs(c.hostUID(0), c.hostGID(0)); err != nil {
 		return err
 	}
@@ -59,10 +63,10 @@ func (c *instance) furnish(t *sys.Thread, mapped <-chan bool) error {
 		}
 		defer userns.Close()
 	}
-	if c.root, err = c.makeRoot(image, layer, userns); err != nil {
+	if c.root, err = files.join(userns, s.Root.Volatile); err != nil {
 		return err
 	}
-	sources, err := c.cloneSources(userns)
+	sources, err := c.cloneSources(userns, overlays)
 	defer closeFiles(sources)
 	if err != nil {
 		return err
@@ -82,7 +86,7 @@ func (c *instance) furnish(t *sys.Thread, mapped <-chan bool) error {
 		return err
 	}
 	defer sysfs.Close()
-	if err := c.attachWanted(sources, m); err != nil {
+	if err := c.attachWanted(dev, sources, m); err != nil {
 		return err
 	}
 	if err := c.protect(dev); err != nil {
@@ -116,22 +120,89 @@ func (c *instance) furnish(t *sys.Thread, mapped <-chan bool) error {
 	return nil
 }
 
-// makeRoot joins the image and the writable layer into the root, detached. With
-// a user namespace both are shifted first, and the overlay works with the ids of
-// the thread; shifting the overlay itself is not possible (kernel: EINVAL).
-func (c *instance) makeRoot(image, layer, userns *os.File) (*os.File, error) {
+// layered are the parts of a file system that is written to: read-only files
+// with a writable layer above them, or one tree that is written in place.
+type layered struct {
+	image *os.File // detached
+	layer *os.File // detached, holds "upper" and "work"; nil: image is the tree
+}
+
+func (l layered) close() {
+	for _, f := range []*os.File{l.image, l.layer} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// openRoot opens the parts of the root.
+func (c *instance) openRoot() (l layered, err error) {
+	r := &c.spec.Root
+	if r.Tree != 0 {
+		l.image, err = sys.Dup(int(r.Tree), "root")
+		return l, err
+	}
+	if l.image, err = sys.Dup(int(r.Image), "image"); err != nil {
+		return l, err
+	}
+	l.layer, err = sys.WritableLayer(r.Upper, l.image)
+	return l, err
+}
+
+// openOverlays opens the parts of each overlay that is mounted, by the indexes
+// of c.binds.
+func (c *instance) openOverlays() (map[int]layered, error) {
+	out := map[int]layered{}
+	for i := range c.binds {
+		b := &c.binds[i]
+		if b.Type != isolation.MountOverlay {
+			continue
+		}
+		var l layered
+		var err error
+		if l.image, err = cloneSource(b); err == nil {
+			l.layer, err = sys.WritableLayer(b.Upper, l.image)
+		}
+		out[i] = l
+		if err != nil {
+			return out, fmt.Errorf("cannot mount %q: %w", b.Origin, err)
+		}
+	}
+	return out, nil
+}
+
+// join makes one detached mount of the parts. With a user namespace both are
+// shifted first, and the overlay works with the ids of the thread; shifting the
+// overlay itself is not possible (kernel: EINVAL).
+func (l layered) join(userns *os.File, volatile bool) (*os.File, error) {
 	attr := 0
 	if userns != nil {
-		for _, f := range []*os.File{image, layer} {
+		for _, f := range []*os.File{l.image, l.layer} {
+			if f == nil {
+				continue
+			}
 			if err := sys.Idmap(f, userns, false); err != nil {
 				return nil, err
 			}
 		}
-		// The overlay belongs to the engine's user namespace, so device nodes
-		// of an image would work.
+		// The mount belongs to the engine's user namespace, so device nodes of
+		// an image would work.
 		attr = sys.MountNodev
 	}
-	return sys.Overlay(image, layer, attr, c.spec.Root.Volatile)
+	if l.layer != nil {
+		return sys.Overlay(l.image, l.layer, attr, volatile)
+	}
+	tree, err := sys.Dup(sys.RawFD(l.image), "root")
+	if err == nil && attr != 0 {
+		err = sys.SetMountAttr(tree, uint64(attr), 0, false)
+	}
+	if err == nil {
+		err = sys.SetPropagation(tree, "private")
+	}
+	if err != nil && tree != nil {
+		_ = tree.Close()
+	}
+	return tree, err
 }
 
 // makeDev makes the container's /dev in the engine's user namespace, where
@@ -212,14 +283,23 @@ func closeFiles(list []source) {
 
 // cloneSources clones what binds name, shifted and read-only as wanted, and
 // fills new volumes from the image. The result has the indexes of c.binds.
-func (c *instance) cloneSources(userns *os.File) (out []source, err error) {
+func (c *instance) cloneSources(userns *os.File, overlays map[int]layered) (out []source, err error) {
 	for i := range c.binds {
 		b := &c.binds[i]
-		if b.Type != isolation.MountBind {
+		var mount *os.File
+		switch b.Type {
+		case isolation.MountTmpfs:
 			out = append(out, source{})
 			continue
+		case isolation.MountOverlay:
+			ns := userns
+			if !b.Idmap {
+				ns = nil
+			}
+			mount, err = overlays[i].join(ns, true)
+		default:
+			mount, err = cloneSource(b)
 		}
-		mount, err := cloneSource(b)
 		if err != nil {
 			return out, fmt.Errorf("cannot mount %q: %w", b.Origin, err)
 		}
@@ -228,7 +308,7 @@ func (c *instance) cloneSources(userns *os.File) (out []source, err error) {
 		if err != nil {
 			return out, err
 		}
-		if userns != nil && b.Idmap {
+		if userns != nil && b.Idmap && b.Type == isolation.MountBind {
 			err := sys.Idmap(mount, userns, !b.NonRecursive)
 			if own := i < len(c.binds)-len(c.spec.Mounts); own && errors.Is(err, syscall.EINVAL) {
 				// A file of the engine's on a tmpfs before Linux 6.3. Nobody else
@@ -306,7 +386,7 @@ func wanted(s *isolation.Spec) []isolation.Mount {
 		{"/etc/resolv.conf", s.Network.ResolvConf}, {"/etc/hosts", s.Network.Hosts}, {"/etc/hostname", s.Network.HostsName},
 	} {
 		if f.origin != "" && !has(f.target) {
-			out = append(out, isolation.Mount{Type: isolation.MountBind, Origin: f.origin, Target: f.target, Idmap: shifted, NonRecursive: true})
+			out = append(out, isolation.Mount{Type: isolation.MountBind, Origin: f.origin, Target: f.target, Idmap: shifted, NonRecursive: true, Readonly: s.Network.FixedFiles})
 		}
 	}
 	if !s.Namespaces.IPC && s.Namespaces.Join["ipc"] == 0 && !has("/dev/shm") {
@@ -363,7 +443,7 @@ var procTargets = map[string]bool{
 
 // attachWanted attaches binds and tmpfs in their order. Each target is resolved
 // inside, after the mounts before it, and attached by descriptor (CVE-2021-30465).
-func (c *instance) attachWanted(sources []source, m made) error {
+func (c *instance) attachWanted(dev *os.File, sources []source, m made) error {
 	first := len(c.binds) - len(c.spec.Mounts)
 	for i := range c.binds {
 		b := &c.binds[i]
@@ -376,7 +456,17 @@ func (c *instance) attachWanted(sources []source, m made) error {
 			src = source{mount, true}
 			sources[i] = src // closed by the caller
 		}
-		at, err := sys.OpenTarget(c.root, b.Target, src.dir)
+		if b.Subpath != "" {
+			part, err := partOf(dev, src.mount, b.Subpath)
+			if err != nil {
+				return fmt.Errorf("cannot mount %q: %w", b.Origin, err)
+			}
+			defer src.mount.Close()
+			src = part
+			sources[i] = src
+		}
+		at, stubs, err := sys.MakeTarget(c.root, b.Target, src.dir)
+		c.stubs = append(c.stubs, stubs...)
 		if err != nil {
 			return fmt.Errorf("cannot mount %q: %w", b.Origin, err)
 		}
@@ -387,6 +477,39 @@ func (c *instance) attachWanted(sources []source, m made) error {
 		}
 	}
 	return nil
+}
+
+// partOf clones what lies at a path in a mount that is attached nowhere. Before
+// Linux 6.15 only what is attached can be cloned, so it is, for a moment, at a
+// place of the container's new /dev.
+func partOf(dev, mount *os.File, path string) (part source, err error) {
+	const place = "part"
+	if err := sys.MakeDir(dev, place, 0o700); err != nil {
+		return part, err
+	}
+	at, err := sys.OpenPlainDir(dev, place)
+	if err == nil {
+		err = sys.AttachAt(mount, at)
+		_ = at.Close()
+	}
+	if err != nil {
+		return part, err
+	}
+	f, err := sys.OpenPathInRoot(mount, path)
+	if err != nil {
+		return part, err
+	}
+	defer f.Close()
+	if part.dir, err = sys.IsDir(f); err != nil {
+		return part, err
+	}
+	if part.mount, err = sys.CloneTree(f, "", false); err != nil {
+		return part, err
+	}
+	if err := sys.Detach("/dev/" + place); err != nil {
+		return part, err
+	}
+	return part, sys.RemoveDir(dev, place)
 }
 
 func (c *instance) attachOne(b *isolation.Mount, src source, at *os.File) error {

@@ -25,10 +25,11 @@ type instance struct {
 	program *sys.Program
 	made    made // by the program
 	group   *cgroup.Group
-	root    *os.File // the root's mount (O_PATH)
-	proc    *os.File // its /proc
-	pts     *os.File // its devpts
-	null    *os.File // its /dev/null, open
+	root    *os.File   // the root's mount (O_PATH)
+	proc    *os.File   // its /proc
+	pts     *os.File   // its devpts
+	null    *os.File   // its /dev/null, open
+	stubs   []sys.Stub // mount points that the root did not have
 	// The main process's terminal, made by Create.
 	master, terminal *os.File
 
@@ -210,6 +211,11 @@ func (c *instance) discard() error {
 	}
 	if c.program != nil {
 		c.program.Close()
+	}
+	if c.spec.Root.Unstub && c.root != nil {
+		if e := sys.RemoveStubs(c.root, c.stubs, c.spec.Root.UnstubParents); e != nil {
+			c.driver.warn("%v", e)
+		}
 	}
 	for _, f := range []*os.File{c.root, c.proc, c.pts, c.null, c.master, c.terminal} {
 		if f != nil {

@@ -1,0 +1,144 @@
+package container_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"proa/internal/isolation"
+	"proa/internal/sys"
+)
+
+// What is mounted is none of the root's files: a mount point that the root did
+// not have goes with the container, and the directory that held it looks as if
+// nothing had happened. What the process wrote itself stays.
+func TestMountPointsGo(t *testing.T) {
+	for _, tree := range []bool{false, true} {
+		name := map[bool]string{false: "overlay", true: "tree"}[tree]
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			root := busybox(t)
+			must(t, os.Symlink("/run/deep/target", filepath.Join(root, "etc/dangling")))
+			old := time.Date(2001, 2, 3, 4, 5, 6, 789, time.UTC)
+			must(t, os.Chtimes(filepath.Join(root, "etc"), old, old))
+			spec := newSpec(t, root, "/bin/sh", "-c", "cat /etc/one /etc/dangling; echo kept >/new/b/kept; ls /a/b/c; ls /etc/hosts")
+			spec.Root.Unstub = true
+			if tree {
+				clone, err := sys.CloneTree(nil, root, false)
+				must(t, err)
+				t.Cleanup(func() { clone.Close() })
+				spec.Root.Image, spec.Root.Upper, spec.Root.Tree = 0, "", isolation.File(sys.RawFD(clone))
+			}
+			src := t.TempDir()
+			must(t, os.WriteFile(filepath.Join(src, "file"), []byte("word\n"), 0o644))
+			must(t, os.MkdirAll(filepath.Join(src, "dir", "in"), 0o755))
+			hosts := filepath.Join(src, "file")
+			spec.Network.Hosts, spec.Network.FixedFiles = hosts, true
+			bind(t, spec, hosts, "/etc/one", nil)
+			bind(t, spec, hosts, "/etc/dangling", nil)
+			bind(t, spec, filepath.Join(src, "dir"), "/a/b/c", nil)
+			bind(t, spec, filepath.Join(src, "dir"), "/new/b/c", nil)
+			spec.Mounts = append(spec.Mounts, isolation.Mount{Type: isolation.MountTmpfs, Target: "/memory"})
+			out, errs, exit := runAndDelete(t, spec)
+			if exit.Code != 0 || out != "word\nword\nin\n/etc/hosts\n" {
+				t.Fatalf("%+v %q %q", exit, out, errs)
+			}
+			top := root
+			if !tree {
+				top = filepath.Join(spec.Root.Upper, "upper")
+			}
+			for path, there := range map[string]bool{
+				"etc/one": false, "etc/hosts": false, "run/deep/target": false, "run/deep": true, "a/b/c": false, "a/b": true,
+				"new/b/kept": true, "new/b/c": false, "memory": false, "proc": true, "sys": true, "dev": true,
+			} {
+				if _, err := os.Lstat(filepath.Join(top, path)); (err == nil) != there {
+					t.Errorf("%s: %v, wanted there: %v", path, err, there)
+				}
+			}
+			if fi, err := os.Stat(filepath.Join(top, "etc")); err != nil || !fi.ModTime().Equal(old) {
+				t.Errorf("etc: %v %v, not %v", fi.ModTime(), err, old)
+			}
+		})
+	}
+}
+
+// With parents, so do directories on the way that held nothing else.
+func TestMountPointsGoWithParents(t *testing.T) {
+	t.Parallel()
+	spec := newSpec(t, busybox(t), "/bin/touch", "/x/mine")
+	spec.Root.Unstub, spec.Root.UnstubParents = true, true
+	src := t.TempDir()
+	bind(t, spec, src, "/a/b/c", nil)
+	bind(t, spec, src, "/x/y", nil)
+	if _, errs, exit := runAndDelete(t, spec); exit.Code != 0 {
+		t.Fatalf("%+v %q", exit, errs)
+	}
+	for path, there := range map[string]bool{"a": false, "x/mine": true, "x/y": false} {
+		if _, err := os.Lstat(filepath.Join(spec.Root.Upper, "upper", path)); (err == nil) != there {
+			t.Errorf("%s: %v, wanted there: %v", path, err, there)
+		}
+	}
+}
+
+// A writable view of read-only files: what is written lies in its own layer
+// with the owners of inside; a part of it can be mounted, also a single file.
+func TestOverlayMount(t *testing.T) {
+	for _, userns := range []bool{true, false} {
+		t.Run(map[bool]string{true: "userns", false: "host"}[userns], func(t *testing.T) {
+			t.Parallel()
+			lower := t.TempDir()
+			must(t, os.Chmod(lower, 0o755))
+			must(t, os.MkdirAll(filepath.Join(lower, "sub"), 0o755))
+			must(t, os.WriteFile(filepath.Join(lower, "sub/file"), []byte("lower\n"), 0o644))
+			spec := newSpec(t, busybox(t), "/bin/sh", "-ec", "cat /view/sub/file /part/file /one; stat -c %u:%g /view/sub/file; echo new >/view/sub/file; echo more >/part/more; chown 7:8 /part/more; ! touch /fixed/x 2>/dev/null; ls -d /dev/part 2>/dev/null || true")
+			if !userns {
+				spec.Namespaces.User = false
+				spec.Sysctls = nil
+			}
+			f, err := sys.OpenPath(lower)
+			must(t, err)
+			t.Cleanup(func() { f.Close() })
+			uppers := t.TempDir()
+			add := func(name, target, sub string, ro bool) string {
+				up := filepath.Join(uppers, name)
+				spec.Mounts = append(spec.Mounts, isolation.Mount{
+					Type: isolation.MountOverlay, Source: isolation.File(sys.RawFD(f)), Origin: lower, Target: target, Upper: up, Subpath: sub, Idmap: userns, Readonly: ro,
+				})
+				return filepath.Join(up, "upper")
+			}
+			view, part := add("view", "/view", "", false), add("part", "/part", "/sub", false)
+			add("one", "/one", "sub/file", false)
+			add("fixed", "/fixed", "sub", true)
+			out, errs, exit := runAndDelete(t, spec)
+			if exit.Code != 0 || out != "lower\nlower\nlower\n0:0\n" {
+				t.Fatalf("%+v %q %q", exit, out, errs)
+			}
+			if b, err := os.ReadFile(filepath.Join(view, "sub/file")); err != nil || string(b) != "new\n" {
+				t.Errorf("%q %v", b, err)
+			}
+			var st syscall.Stat_t
+			if err := syscall.Lstat(filepath.Join(part, "sub/more"), &st); err != nil || st.Uid != 7 || st.Gid != 8 {
+				t.Errorf("%d:%d %v", st.Uid, st.Gid, err)
+			}
+			if b, err := os.ReadFile(filepath.Join(lower, "sub/file")); err != nil || !strings.HasPrefix(string(b), "lower") {
+				t.Errorf("the lower file: %q %v", b, err)
+			}
+		})
+	}
+}
+
+// runAndDelete runs a container to its end and removes it.
+func runAndDelete(t *testing.T, s *isolation.Spec) (stdout, stderr string, exit isolation.Exit) {
+	t.Helper()
+	var out, errs output
+	i := create(t, s)
+	r, err := i.Start(t.Context(), isolation.Stdio{Stdout: &out, Stderr: &errs})
+	must(t, err)
+	exit, err = r.Wait(t.Context())
+	must(t, err)
+	must(t, i.Delete(t.Context()))
+	return out.String(), errs.String(), exit
+}
