@@ -14,6 +14,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 
+	"proa/internal/isolation"
 	"proa/internal/sys"
 )
 
@@ -58,6 +59,12 @@ func killedChild(arg string) int {
 		id = w.create("true", func(r *CreateRequest) { r.Host.AutoRemove = true })
 		w.start(id)
 		w.wait(id, "removed")
+		// A step has no record at all.
+		s := w.shell("true")
+		s.Network = isolation.NetworkBridge
+		if out, exit, _ := w.runStep(s); exit.Code != 0 {
+			t.Errorf("%+v %s", exit, out)
+		}
 	}}}, nil, nil)
 	return code
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 
+	"proa/internal/image"
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm/machine"
 	"proa/internal/network"
@@ -65,14 +66,8 @@ func (e *Engine) start(ctx context.Context, b *box) error {
 		return err
 	}
 	sh, pid, err := e.launch(ctx, b)
-	var untrue *hardwareError
-	if errors.As(err, &untrue) {
-		// The probe had nothing against KVM, yet no guest came up under it:
-		// remember that, and emulate.
-		e.cfg.Log.Warn("a VM did not come up under KVM; emulating from now on", "id", short(b.id), "err", err)
-		if derr := e.cfg.Machines.Distrust(untrue.err.Error()); derr == nil {
-			sh, pid, err = e.launch(ctx, b)
-		}
+	if e.distrusts(b.id, err) {
+		sh, pid, err = e.launch(ctx, b)
 	}
 	if err == nil {
 		e.began(b, sh, pid)
@@ -174,35 +169,56 @@ func (e *Engine) launch(ctx context.Context, b *box) (_ *shim.Shim, pid int, err
 		if err != nil {
 			return nil, 0, fmt.Errorf("cannot give the image to the VM: %w", err)
 		}
-		m, err := e.cfg.Machines.Prepare(ctx, spec, machine.Disk{Index: disk.Index, Data: disk.Data}, machine.Options{Dir: e.dir(b.id), FirstFile: nextFile(&files)})
-		if err != nil {
+		if err := e.prepareMachine(ctx, spec, disk, e.dir(b.id), &files); err != nil {
 			return nil, 0, err
 		}
-		for _, f := range m.Files {
-			files.Add(f)
-		}
 	}
+	return e.raise(ctx, spec, files, endpoint, &back, func(sh *shim.Shim) error {
+		e.linkAttached(ctx, b, sh)
+		return nil
+	})
+}
 
+// prepareMachine makes what a VM needs besides its spec: a writable disk below
+// dir, and the open files of the machine.
+func (e *Engine) prepareMachine(ctx context.Context, spec *isolation.Spec, disk *image.Disk, dir string, files *shim.Files) error {
+	m, err := e.cfg.Machines.Prepare(ctx, spec, machine.Disk{Index: disk.Index, Data: disk.Data}, machine.Options{Dir: dir, FirstFile: nextFile(files)})
+	if err != nil {
+		return err
+	}
+	for _, f := range m.Files {
+		files.Add(f)
+	}
+	return nil
+}
+
+// raise takes a spec to a running process: shim, creation, network card, start.
+// created is called when the instance exists and nothing of the user's runs yet.
+// What takes it back is added to back.
+func (e *Engine) raise(ctx context.Context, spec *isolation.Spec, files shim.Files, ep *network.Endpoint, back *undo, created func(*shim.Shim) error) (*shim.Shim, int, error) {
 	sh, err := e.cfg.Shims.Start(ctx, spec, files)
 	if err != nil {
 		return nil, 0, err
 	}
-	back.add(func() { e.destroy(b.id, spec.Resources.CgroupParent, sh) })
+	back.add(func() { e.destroy(spec.ID, spec.Resources.CgroupParent, sh) })
 	step("start: shim runs")
-	if pid, err = sh.Create(ctx); err != nil {
+	pid, err := sh.Create(ctx)
+	if err != nil {
 		if spec.Machine != nil && !spec.Machine.Emulated {
 			err = &hardwareError{err}
 		}
 		return nil, 0, err
 	}
 	step("start: created")
-	if endpoint != nil && rec.Kind == isolation.Container {
-		if err := e.plug(ctx, b.id, pid); err != nil {
+	if ep != nil && spec.Kind == isolation.Container {
+		if err := e.plug(ctx, spec.ID, pid); err != nil {
 			return nil, 0, err
 		}
 	}
 	step("start: plugged")
-	e.linkAttached(ctx, b, sh)
+	if err := created(sh); err != nil {
+		return nil, 0, err
+	}
 	if err := sh.Start(ctx); err != nil {
 		return nil, 0, err
 	}
@@ -215,6 +231,18 @@ type hardwareError struct{ err error }
 
 func (h *hardwareError) Error() string { return h.err.Error() }
 func (h *hardwareError) Unwrap() error { return h.err }
+
+// distrusts says whether a start failed that is worth to be tried again without
+// KVM: the probe had nothing against it, yet no guest came up under it. It is
+// remembered, and everybody emulates from now on.
+func (e *Engine) distrusts(id string, err error) bool {
+	var untrue *hardwareError
+	if !errors.As(err, &untrue) {
+		return false
+	}
+	e.cfg.Log.Warn("a VM did not come up under KVM; emulating from now on", "id", short(id), "err", err)
+	return e.cfg.Machines.Distrust(untrue.err.Error()) == nil
+}
 
 // makeDirs makes what an instance writes to, but not the upper directory: that
 // is made by its driver, in the likeness of the image's root.
@@ -280,41 +308,53 @@ func (e *Engine) openMounts(ctx context.Context, b *box, rec *record, p *parts, 
 	return nil
 }
 
-// reserveNetwork gets the instance's addresses, ports and files; nil for no
-// card at all.
+// reserveNetwork gets a container's addresses, ports and files; nil for no card
+// at all.
 func (e *Engine) reserveNetwork(ctx context.Context, b *box, rec *record, p *parts, files *shim.Files, back *undo) (*network.Endpoint, error) {
 	req, err := e.networkRequest(rec)
 	if err != nil {
 		return nil, err
 	}
-	ep, err := e.cfg.Network.Reserve(ctx, b.id, req)
+	ep, err := e.reserve(ctx, b.id, rec.Kind, req, p, files, back)
+	if err != nil {
+		return nil, err
+	}
+	back.add(func() { b.change(func(_ *record, l *live) { l.forgetNetwork() }) })
+	b.change(func(r *record, l *live) { l.takeNetwork(r, ep) })
+	if req.Kind != isolation.NetworkBridge {
+		return nil, nil
+	}
+	return ep, nil
+}
+
+// reserve gets an instance's endpoint, into p and files.
+func (e *Engine) reserve(ctx context.Context, id string, kind isolation.Kind, req network.Request, p *parts, files *shim.Files, back *undo) (*network.Endpoint, error) {
+	ep, err := e.cfg.Network.Reserve(ctx, id, req)
 	if errdefs.IsAlreadyExists(err) { // of an engine that was killed in the middle
-		if err := e.cfg.Network.Release(ctx, b.id); err != nil {
+		if err := e.cfg.Network.Release(ctx, id); err != nil {
 			return nil, err
 		}
-		ep, err = e.cfg.Network.Reserve(ctx, b.id, req)
+		ep, err = e.cfg.Network.Reserve(ctx, id, req)
 	}
 	if err != nil {
 		return nil, err
 	}
 	back.add(func() {
-		if err := e.cfg.Network.Release(ctx, b.id); err != nil {
-			e.cfg.Log.Error("cannot release the network of a failed start", "id", short(b.id), "err", err)
+		if err := e.cfg.Network.Release(ctx, id); err != nil {
+			e.cfg.Log.Error("cannot release the network of a failed start", "id", short(id), "err", err)
 		}
-		b.change(func(_ *record, l *live) { l.forgetNetwork() })
 	})
 	p.network = isolation.Network{Mode: req.Kind, ResolvConf: ep.ResolvConf, Hosts: ep.Hosts, HostsName: ep.HostsName}
 	for _, h := range ep.Held {
 		p.network.Held = append(p.network.Held, files.Add(h))
 	}
 	ep.Held = nil // closed with files
-	b.change(func(r *record, l *live) { l.takeNetwork(r, ep) })
 	if req.Kind != isolation.NetworkBridge {
-		return nil, nil
+		return ep, nil
 	}
 	nic := ep.NIC()
-	if rec.Kind == isolation.VM {
-		tap, err := e.cfg.Network.PlugTap(ctx, b.id)
+	if kind == isolation.VM {
+		tap, err := e.cfg.Network.PlugTap(ctx, id)
 		if err != nil {
 			return nil, err
 		}

@@ -1,0 +1,385 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+
+	"proa/internal/isolation"
+	"proa/internal/network"
+	"proa/internal/shim"
+	"proa/internal/sys"
+	"proa/internal/sys/cgroup"
+)
+
+// Step is one command that runs once, in an instance of its own that no record
+// names: a RUN of a build. It is complete, nothing is taken from an image.
+type Step struct {
+	Kind     isolation.Kind
+	Args     []string
+	Env      []string // all of it; only HOME is added where it is missing
+	Cwd      string   // made if missing
+	User     string   // Docker's USER, looked up in the root
+	Hostname string
+	Terminal bool
+	Stdin    bool // false: /dev/null
+
+	Root     StepFiles
+	Readonly bool // of the root
+	Mounts   []StepMount
+	// UnstubParents: not only mount points that the root did not have go after
+	// the end, but also directories that were made on the way to them.
+	UnstubParents bool
+
+	Network    isolation.NetworkMode
+	ExtraHosts []string            // "name:address"
+	Resources  container.Resources // memory, processors, ulimits, cgroup parent
+	Insecure   bool                // everything that --privileged gives
+}
+
+// StepFiles are files of the host, by paths of the engine's mount namespace.
+// They lie there with the owners of inside.
+type StepFiles struct {
+	Type isolation.MountType
+	// Source is a file or directory (bind), or the lower directory (overlay).
+	Source string
+	// Upper is the directory that holds "upper" and "work" of an overlay.
+	Upper string
+	// Size of a tmpfs in bytes; 0: half of the memory.
+	Size int64
+}
+
+// StepMount puts files somewhere else than at the root.
+type StepMount struct {
+	StepFiles
+	Subpath  string // what of the files appears at Target, resolved below them; "": all
+	Target   string
+	Readonly bool
+}
+
+// StepRun is a step that runs. Next must be called until it gives io.EOF, and
+// then Wait, or Kill at any time.
+type StepRun struct {
+	// Warnings say what is not as it should be although it runs.
+	Warnings []string
+
+	e      *Engine
+	id     string
+	spec   *isolation.Spec
+	uppers []string // directories of overlays
+	sh     *shim.Shim
+	stream *shim.Stream
+
+	once sync.Once
+	gone chan struct{} // closed when everything is given back
+	err  error         // why not everything is
+}
+
+// StartStep starts a step. Errors as of Start; all that a failed one made is
+// gone. ctx bounds the start alone.
+func (e *Engine) StartStep(ctx context.Context, s Step) (*StepRun, error) {
+	e.work.Go(cgroup.Warm)
+	r, err := e.startStep(ctx, s)
+	if r == nil && e.distrusts("step", err) {
+		r, err = e.startStep(ctx, s)
+	}
+	return r, err
+}
+
+func (e *Engine) startStep(ctx context.Context, s Step) (_ *StepRun, err error) {
+	if err := e.life.Err(); err != nil {
+		return nil, refusef(errdefs.ErrUnavailable, "cannot run a step: the engine is stopping")
+	}
+	var back undo
+	defer func() {
+		if err != nil {
+			back.run()
+		}
+	}()
+	rec, err := e.planStep(s)
+	if err != nil {
+		return nil, err
+	}
+	r := &StepRun{e: e, id: rec.ID, gone: make(chan struct{})}
+	p := parts{dir: e.runDir(r.id), parent: e.cfg.CgroupParent, hostname: e.host, ids: e.ids}
+	if p.seccomp, err = seccompOf(rec.Host); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(p.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot make a directory of the step: %w", err)
+	}
+	back.add(func() { os.RemoveAll(p.dir) })
+	files := shim.NewFiles()
+	defer func() { closeAll(files) }()
+
+	if s.Kind != isolation.Container {
+		return nil, refusef(errdefs.ErrNotImplemented, "cannot run a step with isolation %q", s.Kind)
+	}
+	root, err := e.openStepRoot(s.Root, &p, &files, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.openStepMounts(s, rec, &p, &files, r); err != nil {
+		return nil, err
+	}
+	if p.devices, err = devicesOf(rec.Host); err != nil {
+		return nil, err
+	}
+	req, err := e.networkRequest(rec)
+	if err != nil {
+		return nil, err
+	}
+	ep, err := e.reserve(ctx, r.id, rec.Kind, req, &p, &files, &back)
+	if err != nil {
+		return nil, err
+	}
+	if req.Kind != isolation.NetworkBridge {
+		ep = nil
+	}
+	// As in every build: a file of names is the builder's, not the step's.
+	p.network.HostsName, p.network.FixedFiles = "", true
+	spec, err := buildSpec(rec, p)
+	if err != nil {
+		return nil, err
+	}
+	spec.Process.Env = s.Env
+	spec.Root.Tree, spec.Root.Unstub, spec.Root.UnstubParents = root, true, s.UnstubParents
+	// What is not in the books when the machine stops is not used again.
+	spec.Root.Volatile = true
+	r.spec = spec
+	if err := r.start(ctx, files, ep, &back); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// start makes the spec run, with its streams attached from the first byte.
+func (r *StepRun) start(ctx context.Context, files shim.Files, ep *network.Endpoint, back *undo) error {
+	p := r.spec.Process
+	sh, _, err := r.e.raise(ctx, r.spec, files, ep, back, func(sh *shim.Shim) (err error) {
+		r.stream, err = sh.Attach(ctx, shim.Streams{Stdin: p.Stdin, Stdout: true, Stderr: !p.Terminal})
+		return err
+	})
+	if err != nil {
+		if r.stream != nil {
+			r.stream.Close()
+		}
+		return err
+	}
+	r.sh = sh
+	r.e.work.Go(func() {
+		select {
+		case <-r.e.life.Done(): // nobody would ask for its files any more
+			r.Kill()
+		case <-r.gone:
+		}
+	})
+	return nil
+}
+
+// planStep makes what a container's record would say, and refuses what cannot
+// be honoured.
+func (e *Engine) planStep(s Step) (*record, error) {
+	if len(s.Args) == 0 {
+		return nil, invalid("cannot run a step without a command")
+	}
+	h := &container.HostConfig{
+		Resources: s.Resources, NetworkMode: container.NetworkMode(s.Network), ExtraHosts: s.ExtraHosts,
+		ReadonlyRootfs: s.Readonly, Privileged: s.Insecure, LogConfig: container.LogConfig{Type: "none"},
+	}
+	h = withDefaults(h, s.Kind)
+	c := &container.Config{
+		Cmd: s.Args, Env: s.Env, WorkingDir: s.Cwd, User: s.User, Hostname: s.Hostname, Tty: s.Terminal, OpenStdin: s.Stdin,
+	}
+	if err := checkHost(c, h, s.Kind); err != nil {
+		return nil, err
+	}
+	return &record{ID: newID(), Config: c, Host: h, Kind: s.Kind}, nil
+}
+
+// openStepRoot opens the root: an image with a writable layer, or (tree is not
+// 0) a directory that is written in place.
+func (e *Engine) openStepRoot(root StepFiles, p *parts, files *shim.Files, r *StepRun) (tree isolation.File, err error) {
+	f, err := sys.CloneTree(nil, root.Source, false)
+	if err != nil {
+		return 0, fmt.Errorf("cannot open the root of a step: %w", err)
+	}
+	switch root.Type {
+	case isolation.MountOverlay:
+		p.root, p.upper = files.Add(f), root.Upper
+		r.uppers = append(r.uppers, root.Upper)
+		return 0, nil
+	case isolation.MountBind:
+		return files.Add(f), nil
+	}
+	f.Close()
+	return 0, invalid("cannot run a step on a root of type %q", root.Type)
+}
+
+// openStepMounts opens the sources of all mounts, and decides on the user
+// namespace as planContainer does.
+func (e *Engine) openStepMounts(s Step, rec *record, p *parts, files *shim.Files, r *StepRun) error {
+	why := hostUserNS(rec.Host)
+	for _, m := range s.Mounts {
+		out := isolation.Mount{Type: m.Type, Origin: m.Source, Target: m.Target, Readonly: m.Readonly, Size: m.Size}
+		if m.Type == isolation.MountTmpfs {
+			out.Options = "exec"
+			p.mounts = append(p.mounts, out)
+			continue
+		}
+		f, err := sys.OpenPath(m.Source)
+		if err != nil {
+			return fmt.Errorf("cannot open the source of the mount at %s: %w", m.Target, err)
+		}
+		if m.Type == isolation.MountOverlay {
+			out.Upper, out.Subpath = m.Upper, m.Subpath
+			r.uppers = append(r.uppers, m.Upper)
+		} else if m.Subpath != "" {
+			part, err := sys.OpenPathInRoot(f, m.Subpath)
+			f.Close()
+			if errors.Is(err, os.ErrNotExist) {
+				return refusef(errdefs.ErrNotFound, "cannot mount at %s: %q is not there", m.Target, m.Subpath)
+			}
+			if err != nil {
+				return fmt.Errorf("cannot mount at %s: %w", m.Target, err)
+			}
+			f = part
+		}
+		out.Source = files.Add(f)
+		p.mounts = append(p.mounts, out)
+		if why == "" && e.userns != nil {
+			if err := sys.CanIdmap(f, e.userns, true); err != nil {
+				why = fmt.Sprintf("the mount at %s (its file system, or one below it, cannot be idmapped)", m.Target)
+			}
+		}
+	}
+	if e.userns == nil {
+		return nil
+	}
+	if rec.UserNS = why == ""; rec.UserNS {
+		return nil
+	}
+	if e.cfg.UserNS == "strict" {
+		return invalid("cannot run in the host's user namespace, which %s needs: the engine runs with userns=strict", why)
+	}
+	r.Warnings = append(r.Warnings, fmt.Sprintf("this step runs in the host's user namespace because of %s: its root is the host's root", why))
+	return nil
+}
+
+// ID is the instance's id.
+func (r *StepRun) ID() string { return r.id }
+
+// Next gives the next piece of output, valid until the next call; io.EOF when
+// the process has ended and everything was delivered.
+func (r *StepRun) Next() (stderr bool, data []byte, err error) { return r.stream.Next() }
+
+// Write sends input. It blocks while the process does not read.
+func (r *StepRun) Write(b []byte) (int, error) { return r.stream.Write(b) }
+
+// CloseWrite ends the input.
+func (r *StepRun) CloseWrite() error { return r.stream.CloseWrite() }
+
+// Signal sends a signal by its Linux number to the process.
+func (r *StepRun) Signal(ctx context.Context, sig int) error { return r.sh.Signal(ctx, sig) }
+
+// Resize sets the size of the process's terminal.
+func (r *StepRun) Resize(ctx context.Context, rows, cols uint16) error {
+	return r.sh.Resize(ctx, rows, cols)
+}
+
+// Wait returns when nothing of the step is left but the files that it wrote.
+func (r *StepRun) Wait() (isolation.Exit, error) {
+	exit, err := r.stream.Wait()
+	if err != nil {
+		exit, err = r.sh.Wait(context.WithoutCancel(r.e.life))
+	}
+	r.once.Do(func() { r.clean(false) })
+	return exit, errors.Join(err, r.err)
+}
+
+// Kill ends the step whatever it is doing, and returns when nothing of it is
+// left. It can be called at any time and more than once.
+func (r *StepRun) Kill() { r.once.Do(func() { r.clean(true) }) }
+
+// clean gives back what a step holds. The process is killed, or has ended.
+func (r *StepRun) clean(kill bool) {
+	defer close(r.gone)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.e.life), destroyLimit)
+	defer cancel()
+	parent := r.spec.Resources.CgroupParent
+	if kill {
+		r.e.destroy(r.id, parent, r.sh)
+	} else {
+		if err := r.sh.Gone(ctx); err != nil {
+			r.e.cfg.Log.Warn("a shim does not end; killing it", "id", short(r.id), "err", err)
+			r.sh.Kill()
+		}
+		r.sh.Close()
+		r.e.sweep(r.id, parent)
+	}
+	r.stream.Close()
+	if err := r.e.cfg.Network.Release(ctx, r.id); err != nil {
+		r.e.cfg.Log.Error("cannot release the network of a step", "id", short(r.id), "err", err)
+	}
+	for _, dir := range r.uppers {
+		// The mark of an overlay that was not synced: whoever mounts this one
+		// next may, since the host is still up.
+		if err := os.RemoveAll(filepath.Join(dir, "work", "work", "incompat")); err != nil {
+			r.err = errors.Join(r.err, fmt.Errorf("cannot release the writable layer of a step: %w", err))
+		}
+	}
+}
+
+// StepProcess is one more process in a step. Empty fields are the step's own.
+type StepProcess struct {
+	Args     []string
+	Env      []string
+	Cwd      string
+	User     string
+	Terminal bool
+	Stdin    bool
+}
+
+// StepExec is a process that runs beside a step's own. It ends with the step.
+type StepExec struct {
+	*shim.ExecStream
+	sh *shim.Shim
+	id string
+}
+
+// Exec starts one more process in a step that runs. ctx bounds the start alone.
+func (r *StepRun) Exec(ctx context.Context, x StepProcess) (*StepExec, error) {
+	p := r.spec.Process
+	p.Args, p.Terminal, p.Stdin = x.Args, x.Terminal, x.Stdin
+	if len(x.Env) > 0 {
+		p.Env = x.Env
+	}
+	if x.Cwd != "" {
+		p.Cwd = cwd(x.Cwd)
+	}
+	if x.User != "" {
+		p.User = x.User
+	}
+	id := newID()
+	st, err := r.sh.Exec(ctx, id, &p, shim.Streams{Stdin: p.Stdin, Stdout: true, Stderr: !p.Terminal})
+	if err != nil {
+		return nil, err
+	}
+	return &StepExec{ExecStream: st, sh: r.sh, id: id}, nil
+}
+
+// Signal sends a signal to the exec'd process.
+func (x *StepExec) Signal(ctx context.Context, sig int) error {
+	return x.sh.ExecSignal(ctx, x.id, sig)
+}
+
+// Resize sets the size of the exec'd process's terminal.
+func (x *StepExec) Resize(ctx context.Context, rows, cols uint16) error {
+	return x.sh.ExecResize(ctx, x.id, rows, cols)
+}
