@@ -46,19 +46,28 @@ func race(b *testing.B, what, base string, rounds int, cs []contender) map[strin
 			}
 		}
 	}
+	var names []string
+	for _, c := range cs {
+		names = append(names, c.name)
+	}
+	return table(what, base, rounds, names, times)
+}
+
+// table prints what was measured, and its ratios to the one named base.
+func table(what, base string, rounds int, names []string, times map[string][]time.Duration) map[string]time.Duration {
 	med := map[string]time.Duration{}
 	for n, d := range times {
 		slices.Sort(d)
 		med[n] = d[len(d)/2]
 	}
 	fmt.Printf("\n%s (%d rounds)\n%-34s %10s %10s %10s %8s\n", what, rounds, "", "median", "min", "max", "ratio")
-	for _, c := range cs {
-		d := times[c.name]
+	for _, n := range names {
+		d := times[n]
 		ratio := ""
 		if med[base] > 0 {
-			ratio = fmt.Sprintf("%.2f", float64(med[c.name])/float64(med[base]))
+			ratio = fmt.Sprintf("%.2f", float64(med[n])/float64(med[base]))
 		}
-		fmt.Printf("%-34s %8.1fms %8.1fms %8.1fms %8s\n", c.name, ms(med[c.name]), ms(d[0]), ms(d[len(d)-1]), ratio)
+		fmt.Printf("%-34s %8.1fms %8.1fms %8.1fms %8s\n", n, ms(med[n]), ms(d[0]), ms(d[len(d)-1]), ratio)
 	}
 	return med
 }
