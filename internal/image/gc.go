@@ -54,10 +54,15 @@ func (s *Store) clean(ctx context.Context) error {
 	s.pending.Store(false)
 	// Files first: on a full disk they make the room that the transaction of
 	// the blobs' collection needs.
-	ferr := s.sweep(ctx)
+	var g grave
+	ferr := s.sweep(ctx, &g)
+	s.bury(g)
 	c := &collection{db: s.cfg.DB.Bolt()}
 	defer c.abandon()
-	if _, err := metadata.NewDB(c, s.backend, nil).GarbageCollect(in(ctx)); err != nil {
+	blobs := buryingBlobs{s.backend, filepath.Join(s.cfg.Root, "content"), new(grave)}
+	_, err := metadata.NewDB(c, blobs, nil).GarbageCollect(in(ctx))
+	s.bury(*blobs.grave)
+	if err != nil {
 		return errors.Join(ferr, fmt.Errorf("cannot remove unneeded blobs: %w", err))
 	}
 	return ferr
@@ -165,7 +170,7 @@ func (s *Store) forget(ids, layers map[digest.Digest]bool) {
 
 // sweep removes the files of layers and chains that nothing needs. The caller
 // holds work exclusively.
-func (s *Store) sweep(ctx context.Context) error {
+func (s *Store) sweep(ctx context.Context, g *grave) error {
 	layers, chains, err := s.needed(ctx)
 	if err != nil {
 		return err
@@ -175,14 +180,14 @@ func (s *Store) sweep(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	for sub, keep := range map[string]map[digest.Digest]bool{"flat": layers, "index": chains, "extract": chains} {
-		errs = append(errs, removeOthers(filepath.Join(s.cfg.Root, sub), keep))
+		errs = append(errs, removeOthers(filepath.Join(s.cfg.Root, sub), keep, g))
 	}
 	return errors.Join(errs...)
 }
 
 // removeOthers removes every entry of a directory that is not the name of a
 // digest in keep: what nobody needs, and what somebody was making.
-func removeOthers(parent string, keep map[digest.Digest]bool) error {
+func removeOthers(parent string, keep map[digest.Digest]bool, g *grave) error {
 	entries, err := os.ReadDir(parent)
 	if err != nil {
 		return fmt.Errorf("cannot sweep image files: %w", err)
@@ -192,7 +197,9 @@ func removeOthers(parent string, keep map[digest.Digest]bool) error {
 		if isDir(e.Name()) && keep[digest.NewDigestFromEncoded(digest.SHA256, e.Name())] {
 			continue
 		}
-		if err := os.RemoveAll(filepath.Join(parent, e.Name())); err != nil {
+		path := filepath.Join(parent, e.Name())
+		g.dig(path)
+		if err := os.RemoveAll(path); err != nil {
 			errs = append(errs, fmt.Errorf("cannot remove unneeded image files: %w", err))
 		}
 	}
