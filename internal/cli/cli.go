@@ -106,7 +106,7 @@ func (a *app) root() *cobra.Command {
 		a.rmCmd(), a.renameCmd(), a.waitCmd(), a.attachCmd(), a.execCmd(), a.logsCmd(), a.psCmd(), a.topCmd(), a.statsCmd(), a.portCmd(),
 		a.inspectCmd(), a.containerCmd(),
 		a.imagesCmd(), a.loadCmd(), a.saveCmd(), a.importCmd(), a.tagCmd(), a.rmiCmd(), a.historyCmd(), a.imageCmd(),
-		a.volumeCmd(), a.eventsCmd(), a.infoCmd(), a.versionCmd(), a.systemCmd(), a.doctorCmd(),
+		a.volumeCmd(), a.eventsCmd(), a.infoCmd(), a.versionCmd(), a.systemCmd(), a.doctorCmd(), a.registryCmd(),
 	)
 	explainArgs(root)
 	return root

@@ -311,14 +311,14 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, handler http.Handl
 	}
 	log.Info("engine is ready", "version", version.Version, "hosts", cfg.Hosts)
 	debug.FreeOSMemory() // start-up is the most it needs for a long time
-	notify("READY=1")
+	sys.Notify("READY=1")
 	go trim(requests)
 	select {
 	case <-ctx.Done():
 		err = nil
 	case err = <-ended:
 	}
-	notify("STOPPING=1")
+	sys.Notify("STOPPING=1")
 	log.Info("engine stops; containers go on")
 	limit, done := context.WithTimeout(context.Background(), stopLimit)
 	defer done()

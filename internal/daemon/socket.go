@@ -52,23 +52,6 @@ func listenUnix(path, group string) (net.Listener, error) {
 	return l, nil
 }
 
-// notify tells systemd, if it started us, where we stand (sd_notify(3)).
-func notify(what string) {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return
-	}
-	if path[0] == '@' {
-		path = "\x00" + path[1:]
-	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return
-	}
-	defer c.Close()
-	_, _ = c.Write([]byte(what)) // nobody to tell if nobody listens
-}
-
 // trim gives memory back to the host some time after it was needed: a load of
 // a large image leaves tens of megabytes that the runtime would keep.
 func trim(ctx context.Context) {

@@ -30,6 +30,7 @@ var rank = map[string]int{
 	"internal/isolation/container/seccomp": 3,
 	"internal/isolation/vm/wire":           3, "internal/isolation/vm/agent": 4, "internal/isolation/vm/machine": 4,
 	"internal/shim": 5, "internal/shim/wire": 4,
+	"internal/registry": 3, "internal/registry/store": 2,
 	"internal/engine":  6,
 	"internal/api":     7,
 	"internal/daemon":  8,
@@ -168,10 +169,10 @@ func TestEachRoomSaysWhatItOwns(t *testing.T) {
 	}
 }
 
-// The four mains only hand over.
+// The mains only hand over.
 func TestMainsAreShort(t *testing.T) {
 	mains, err := filepath.Glob("../../cmd/*/main.go")
-	if err != nil || len(mains) != 4 {
+	if err != nil || len(mains) < 5 {
 		t.Fatalf("programs: %v %v", mains, err)
 	}
 	for _, m := range mains {

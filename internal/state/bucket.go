@@ -104,6 +104,31 @@ func (b Bucket[T]) ForEachPrefix(tx *bolt.Tx, prefix string, fn func(key string,
 	return nil
 }
 
+// ForEachAfter is ForEachPrefix for the keys that come after another in byte
+// order, wherever in the bucket that is: the next page of a long list.
+func (b Bucket[T]) ForEachAfter(tx *bolt.Tx, prefix, after string, fn func(key string, v T) error) error {
+	bkt := tx.Bucket([]byte(b.name))
+	if bkt == nil {
+		return nil
+	}
+	c := bkt.Cursor()
+	from := max(prefix, after)
+	k, raw := c.Seek([]byte(from))
+	if string(k) == after {
+		k, raw = c.Next()
+	}
+	for ; k != nil && bytes.HasPrefix(k, []byte(prefix)); k, raw = c.Next() {
+		var v T
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return corrupt(b.name, string(k), err)
+		}
+		if err := fn(string(k), v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func corrupt(bucket, key string, err error) error {
 	return fmt.Errorf("cannot decode %q of bucket %s: %w: %w", key, bucket, err, errdefs.ErrDataLoss)
 }
