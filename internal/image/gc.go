@@ -54,16 +54,30 @@ func (s *Store) clean(ctx context.Context) error {
 	s.pending.Store(false)
 	// Files first: on a full disk they make the room that the transaction of
 	// the blobs' collection needs.
-	var g grave
-	ferr := s.sweep(ctx, &g)
-	s.bury(g)
-	c := &collection{db: s.cfg.DB.Bolt()}
+	swept := func() error {
+		var g grave
+		defer func() { s.bury(g) }()
+		return s.sweep(ctx, &g)
+	}
+	ferr := swept()
+	var pruned func()
+	c := &collection{db: s.cfg.DB.Bolt(), also: func(tx *bolt.Tx) (err error) {
+		pruned, err = s.snapshots.Prune(tx)
+		return err
+	}}
 	defer c.abandon()
 	blobs := buryingBlobs{s.backend, filepath.Join(s.cfg.Root, "content"), new(grave)}
 	_, err := metadata.NewDB(c, blobs, nil).GarbageCollect(in(ctx))
 	s.bury(*blobs.grave)
 	if err != nil {
-		return errors.Join(ferr, fmt.Errorf("cannot remove unneeded blobs: %w", err))
+		return errors.Join(ferr, fmt.Errorf("cannot remove unneeded blobs and snapshots: %w", err))
+	}
+	if pruned != nil { // what those snapshots needed shows only now
+		pruned()
+		ferr = errors.Join(ferr, swept())
+	}
+	if s.strays.Swap(false) {
+		ferr = errors.Join(ferr, s.removeStrays(ctx))
 	}
 	return ferr
 }
@@ -73,8 +87,9 @@ func (s *Store) clean(ctx context.Context) error {
 // Lease within a caller's transaction cannot take: the collection would remove
 // a lease that was made between them.
 type collection struct {
-	db *bolt.DB
-	tx *bolt.Tx // open from the mark to the end of the sweep
+	db   *bolt.DB
+	also func(*bolt.Tx) error // the end of the sweep
+	tx   *bolt.Tx             // open from the mark to the end of the sweep
 	// swept is set then; what follows only looks which blobs have a record.
 	swept bool
 }
@@ -102,6 +117,9 @@ func (c *collection) Update(fn func(*bolt.Tx) error) error {
 	if err := fn(c.tx); err != nil {
 		return err
 	}
+	if err := c.also(c.tx); err != nil {
+		return err
+	}
 	tx := c.tx
 	c.tx, c.swept = nil, true
 	return tx.Commit()
@@ -116,7 +134,7 @@ func (c *collection) abandon() {
 }
 
 // needed gives the layers and chains of every image that has a record or a
-// lease.
+// lease, and of every snapshot.
 func (s *Store) needed(ctx context.Context) (layers, chains map[digest.Digest]bool, err error) {
 	ids := map[digest.Digest]bool{}
 	if err := s.cfg.DB.View(func(tx *bolt.Tx) error {
@@ -129,14 +147,17 @@ func (s *Store) needed(ctx context.Context) (layers, chains map[digest.Digest]bo
 			ids[recordID(r)] = true
 		}
 		held, err := s.holders(ctx)
+		if err != nil {
+			return err
+		}
 		for _, id := range held {
 			ids[id] = true
 		}
+		layers, chains, err = s.snapshots.Needed(tx)
 		return err
 	}); err != nil {
 		return nil, nil, err
 	}
-	layers, chains = map[digest.Digest]bool{}, map[digest.Digest]bool{}
 	for id := range ids {
 		p, err := s.config(ctx, id)
 		if err != nil {
@@ -232,8 +253,14 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := s.clean(ctx); err != nil {
 		return err
 	}
+	return s.removeStrays(ctx)
+}
+
+// removeStrays removes blobs that have no record.
+func (s *Store) removeStrays(ctx context.Context) error {
+	ctx = in(ctx)
 	var strays []digest.Digest
-	err = s.backend.Walk(ctx, func(info content.Info) error {
+	err := s.backend.Walk(ctx, func(info content.Info) error {
 		_, err := s.blobs.Info(ctx, info.Digest)
 		if errdefs.IsNotFound(err) {
 			strays = append(strays, info.Digest)

@@ -8,6 +8,7 @@
 //	flat/<diffID>/    each layer once more, as the files that are mounted (package flat)
 //	index/<chainID>   one EROFS index for each distinct stack of layers
 //	extract/<chainID> the unpacked tree, where no EROFS can be mounted
+//	snapshot/<number> what a build is writing (package snapshot)
 //
 // and names, labels and leases in containerd's metadata, in the engine's one
 // database. An image exists exactly when it has a record there; everything
@@ -22,6 +23,7 @@ package image
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -33,6 +35,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
@@ -43,6 +46,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"proa/internal/image/flat"
+	"proa/internal/image/snapshot"
 	"proa/internal/state"
 )
 
@@ -93,6 +97,9 @@ type Store struct {
 	records images.Store
 	leases  leases.Manager
 	mounter *flat.Mounter
+	// snapshots are what builds are made of; their records, leases and files
+	// are collected with those of images.
+	snapshots *snapshot.Store
 
 	// work is held shared while blobs, layers or indexes are being made that
 	// no record needs yet, and exclusively while unneeded ones are removed.
@@ -108,6 +115,8 @@ type Store struct {
 
 	collect chan struct{} // wakes the collector; holds one request
 	pending atomic.Bool   // a collection was put off because work was shared
+	waking  atomic.Bool   // a collection was asked for and begins in a while
+	strays  atomic.Bool   // a blob lost its record but for the collection
 	stop    context.CancelFunc
 	done    sync.WaitGroup
 }
@@ -155,7 +164,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Idle == 0 {
 		cfg.Idle = 10 * time.Minute
 	}
-	for _, d := range []string{cfg.Root, cfg.Mounts, filepath.Join(cfg.Root, "flat"), filepath.Join(cfg.Root, "index"), filepath.Join(cfg.Root, "extract")} {
+	for _, d := range []string{cfg.Root, cfg.Mounts, filepath.Join(cfg.Root, "flat"), filepath.Join(cfg.Root, "index"), filepath.Join(cfg.Root, "extract"), filepath.Join(cfg.Root, "snapshot")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("cannot make image store: %w", err)
 		}
@@ -167,29 +176,31 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open content store below %q: %w", cfg.Root, err)
 	}
-	meta := metadata.NewDB(cfg.DB.Bolt(), backend, nil)
-	if err := meta.Init(ctx); err != nil {
-		return nil, fmt.Errorf("cannot open image metadata: %w", err)
-	}
-	mounter, err := flat.Open(cfg.Root, cfg.Strategy)
-	if err != nil {
-		return nil, err
-	}
-	life, stop := context.WithCancel(context.Background())
 	s := &Store{
 		cfg:     cfg,
-		meta:    meta,
-		blobs:   meta.ContentStore(),
 		backend: backend,
-		records: metadata.NewImageStore(meta),
-		leases:  metadata.NewLeaseManager(meta),
-		mounter: mounter,
 		cache:   make(map[digest.Digest]*parsed),
 		sizes:   make(map[digest.Digest]layerSize),
 		collect: make(chan struct{}, 1),
-		stop:    stop,
 	}
 	s.mounts.byChain = make(map[digest.Digest]*mounted)
+	s.snapshots = snapshot.New(snapshot.Config{
+		Root: filepath.Join(cfg.Root, "snapshot"), DB: cfg.DB, Namespace: namespace,
+		Files: layerFiles{s}, Content: blobs{s}, Warn: s.warn,
+	})
+	s.meta = metadata.NewDB(cfg.DB.Bolt(), backend, map[string]snapshots.Snapshotter{snapshot.Name: s.snapshots.Records()})
+	if err := s.meta.Init(ctx); err != nil {
+		return nil, fmt.Errorf("cannot open image metadata: %w", err)
+	}
+	s.blobs, s.records, s.leases = s.meta.ContentStore(), metadata.NewImageStore(s.meta), metadata.NewLeaseManager(s.meta)
+	if s.mounter, err = flat.Open(cfg.Root, cfg.Strategy); err != nil {
+		return nil, err
+	}
+	if err := s.snapshots.Open(ctx, s.meta); err != nil {
+		return nil, err
+	}
+	life, stop := context.WithCancel(context.Background())
+	s.stop = stop
 	if err := s.recover(ctx); err != nil {
 		stop()
 		return nil, err
@@ -203,7 +214,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 func (s *Store) Close() error {
 	s.stop()
 	s.done.Wait()
-	return s.dropMounts(nil)
+	return errors.Join(s.snapshots.Close(), s.dropMounts(nil))
 }
 
 // Strategy is how images are mounted on this host, and why so.

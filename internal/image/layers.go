@@ -127,6 +127,12 @@ func (s *Store) unpack(ctx context.Context, blob ocispec.Descriptor, diffID dige
 	case !errdefs.IsNotFound(err):
 		return nil, err
 	}
+	return s.write(ctx, blob, diffID)
+}
+
+// write makes the flat layer of a blob, which must have the diffID unless that
+// is empty.
+func (s *Store) write(ctx context.Context, blob ocispec.Descriptor, diffID digest.Digest) (*flat.Layer, error) {
 	ra, err := s.blobs.ReaderAt(in(ctx), blob)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read blob %s: %w", blob.Digest, err)
@@ -139,7 +145,7 @@ func (s *Store) unpack(ctx context.Context, blob ocispec.Descriptor, diffID dige
 	defer r.Close()
 	a := readAhead(r)
 	defer a.Close()
-	return flat.Write(ctx, a, filepath.Dir(at), flat.Limits{Bytes: s.cfg.MaxLayerBytes, Want: diffID})
+	return flat.Write(ctx, a, filepath.Join(s.cfg.Root, "flat"), flat.Limits{Bytes: s.cfg.MaxLayerBytes, Want: diffID})
 }
 
 // index makes the merged index of a stack of layers if there is none.

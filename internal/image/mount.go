@@ -60,8 +60,12 @@ func (s *Store) Mount(ctx context.Context, id string) (*Mounted, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := s.mounts.enter(chain)
-	tree, err := s.clone(m, chain, files)
+	at, done, err := s.attach(chain, files)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := sys.CloneTree(nil, at, false)
+	done()
 	if err != nil {
 		s.leave(chain)
 		return nil, err
@@ -69,22 +73,30 @@ func (s *Store) Mount(ctx context.Context, id string) (*Mounted, error) {
 	return &Mounted{Tree: tree, s: s, chain: chain}, nil
 }
 
-// clone attaches the image unless it is and clones that mount.
-func (s *Store) clone(m *mounted, chain digest.Digest, files flat.Files) (*os.File, error) {
-	at := filepath.Join(s.cfg.Mounts, dir(chain))
+// attach counts one more user of a stack of layers and attaches it unless it
+// is. Nothing detaches it before done was called; afterwards it is attached
+// for as long as it has a user, but in a Store that is closed.
+func (s *Store) attach(chain digest.Digest, files flat.Files) (at string, done func(), err error) {
+	m := s.mounts.enter(chain)
+	at = filepath.Join(s.cfg.Mounts, dir(chain))
 	m.once.Lock()
-	defer m.once.Unlock()
+	defer func() {
+		if err != nil {
+			m.once.Unlock()
+			s.leave(chain)
+		}
+	}()
 	if !m.up {
 		if err := os.Mkdir(at, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("cannot mount image: %w", err)
+			return "", nil, fmt.Errorf("cannot mount image: %w", err)
 		}
 		if err := s.mounter.Mount(files, at); err != nil {
 			_ = os.Remove(at)
-			return nil, s.explain(err)
+			return "", nil, s.explain(err)
 		}
 		m.up = true
 	}
-	return sys.CloneTree(nil, at, false)
+	return at, m.once.Unlock, nil
 }
 
 // share holds off the removal of files until the returned function is called.
@@ -205,22 +217,29 @@ func (s *Store) files(ctx context.Context, id string) (flat.Files, digest.Digest
 	if err != nil {
 		return flat.Files{}, "", fmt.Errorf("cannot mount image %s: %w", id, err)
 	}
-	f := flat.Files{Index: s.indexPath(p.chain), Dir: s.extractDir(p.chain)}
-	for _, d := range p.oci.RootFS.DiffIDs {
-		f.Data = append(f.Data, (&flat.Layer{Dir: s.layerDir(d)}).Data())
-	}
-	if _, err := os.Stat(f.Index); errors.Is(err, fs.ErrNotExist) {
-		layers := make([]*flat.Layer, len(p.oci.RootFS.DiffIDs))
-		for i, d := range p.oci.RootFS.DiffIDs {
-			if layers[i], err = flat.ReadLayer(s.layerDir(d)); err != nil {
-				return flat.Files{}, "", fmt.Errorf("cannot mount image %s: layer %s: %w", id, d, err)
-			}
-		}
-		if err := s.index(p.chain, layers); err != nil {
-			return flat.Files{}, "", s.explain(fmt.Errorf("cannot mount image %s: %w", id, err))
-		}
-	} else if err != nil {
-		return flat.Files{}, "", fmt.Errorf("cannot mount image %s: %w", id, err)
+	f, err := s.stack(p.chain, p.oci.RootFS.DiffIDs)
+	if err != nil {
+		return flat.Files{}, "", s.explain(fmt.Errorf("cannot mount image %s: %w", id, err))
 	}
 	return f, p.chain, nil
+}
+
+// stack gives the files of a stack of layers, making the index if there is
+// none.
+func (s *Store) stack(chain digest.Digest, diffIDs []digest.Digest) (flat.Files, error) {
+	f := flat.Files{Index: s.indexPath(chain), Dir: s.extractDir(chain)}
+	for _, d := range diffIDs {
+		f.Data = append(f.Data, (&flat.Layer{Dir: s.layerDir(d)}).Data())
+	}
+	if _, err := os.Stat(f.Index); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	layers := make([]*flat.Layer, len(diffIDs))
+	for i, d := range diffIDs {
+		var err error
+		if layers[i], err = flat.ReadLayer(s.layerDir(d)); err != nil {
+			return f, fmt.Errorf("layer %s: %w", d, err)
+		}
+	}
+	return f, s.index(chain, layers)
 }

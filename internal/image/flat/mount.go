@@ -80,6 +80,15 @@ func (m *Mounter) Mount(image Files, at string) error {
 	return nil
 }
 
+// Detached is Mount without a place: the mount of an image as a descriptor.
+func (m *Mounter) Detached(image Files) (*os.File, error) {
+	mount, err := m.detached(image)
+	if err != nil {
+		return nil, fmt.Errorf("cannot mount image index %q by strategy %s: %w", image.Index, m.strategy, err)
+	}
+	return mount, nil
+}
+
 // Unmount undoes Mount. Clones that are still in use keep the image alive. A
 // path where nothing is mounted is no error.
 func (m *Mounter) Unmount(at string) error { return sys.Detach(at) }
