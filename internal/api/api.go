@@ -23,6 +23,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"proa/internal/builder"
 	"proa/internal/engine"
 	"proa/internal/image"
 	"proa/internal/isolation"
@@ -77,11 +78,12 @@ type Bridge struct {
 
 // Rooms are the owners that the API asks.
 type Rooms struct {
-	Engine  *engine.Engine
-	Images  *image.Store
-	Volumes *volume.Store
-	Host    Host
-	Log     *slog.Logger
+	Engine   *engine.Engine
+	Images   *image.Store
+	Volumes  *volume.Store
+	Builders *builder.Builders
+	Host     Host
+	Log      *slog.Logger
 	// Publish tells the world about an event of images or volumes.
 	Publish func(kind, action, id string, attributes map[string]string)
 }

@@ -55,6 +55,12 @@ func (s *Server) routes() []route {
 		{"POST", "/images/{name...}", s.imagePost},
 		{"DELETE", "/images/{name...}", s.imageRemove},
 
+		{"POST", "/build", s.build},
+		{"POST", "/build/cancel", s.buildCancel},
+		{"POST", "/build/prune", s.buildPrune},
+		{"POST", "/grpc", s.grpc},
+		{"POST", "/session", s.session},
+
 		{"GET", "/volumes", s.volumeList},
 		{"POST", "/volumes/create", s.volumeCreate},
 		{"POST", "/volumes/prune", s.volumePrune},
@@ -69,6 +75,6 @@ func (s *Server) routes() []route {
 // notServed are the parts of Docker's API that this engine knows of and does
 // not have.
 var notServed = []string{
-	"/auth", "/build", "/commit", "/configs", "/containers/", "/distribution/", "/grpc", "/images/", "/networks", "/nodes", "/plugins",
-	"/secrets", "/services", "/session", "/swarm", "/tasks", "/volumes/",
+	"/auth", "/commit", "/configs", "/containers/", "/distribution/", "/images/", "/networks", "/nodes", "/plugins",
+	"/secrets", "/services", "/swarm", "/tasks", "/volumes/",
 }

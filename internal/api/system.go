@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
 	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
@@ -37,7 +38,7 @@ func (s *Server) ping(c *call) error {
 	h := c.Header()
 	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
 	h.Set("Pragma", "no-cache")
-	h.Set("Builder-Version", "1")
+	h.Set("Builder-Version", "2")
 	h.Set("Swarm", "inactive")
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	c.started = true
@@ -188,7 +189,11 @@ func (s *Server) diskUsage(c *call) error {
 	if err != nil {
 		return err
 	}
-	now := system.DiskUsage{ImageUsage: imgs, ContainerUsage: cts, VolumeUsage: vols}
+	caches, err := s.buildUsage(ctx)
+	if err != nil {
+		return err
+	}
+	now := system.DiskUsage{ImageUsage: imgs, ContainerUsage: cts, VolumeUsage: vols, BuildCacheUsage: caches}
 	if c.version >= 52 {
 		return c.reply(http.StatusOK, now)
 	}
@@ -197,8 +202,8 @@ func (s *Server) diskUsage(c *call) error {
 		Images     []imagetypes.Summary
 		Containers []container.Summary
 		Volumes    []volumetypes.Volume
-		BuildCache []struct{}
-	}{u.Total(), imgs.Items, cts.Items, vols.Items, []struct{}{}})
+		BuildCache []build.CacheRecord
+	}{u.Total(), imgs.Items, cts.Items, vols.Items, caches.Items})
 }
 
 // networks are the three that there are.

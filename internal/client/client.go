@@ -229,6 +229,41 @@ func (c *Client) Hijack(ctx context.Context, path string, query url.Values, in a
 	return &Conn{Conn: conn, r: r, Multiplexed: resp.Header.Get("Content-Type") == "application/vnd.docker.multiplexed-stream"}, nil
 }
 
+// Upgrade sends a request that turns the connection into a stream of another
+// protocol (session, grpc), with header in addition.
+func (c *Client) Upgrade(ctx context.Context, path, protocol string, header http.Header) (net.Conn, error) {
+	req, err := c.request(ctx, http.MethodPost, path, nil, nil, "")
+	if err != nil {
+		return nil, err
+	}
+	for k, vs := range header {
+		req.Header[http.CanonicalHeaderKey(k)] = vs
+	}
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", protocol)
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if err := req.Write(conn); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("cannot POST %s: %w", path, err)
+	}
+	r := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(r, req)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("cannot POST %s: %w", path, err)
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		defer conn.Close()
+		return nil, apiError(resp)
+	}
+	return &Conn{Conn: conn, r: r}, nil
+}
+
 // Demux splits Docker's multiplexed stream (8-byte header: stream, 0, 0, 0,
 // length as big endian) until it ends. A frame over 16 MiB is refused.
 func Demux(r io.Reader, stdout, stderr io.Writer) error {

@@ -12,8 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
+	"github.com/docker/go-units"
 	"github.com/spf13/pflag"
 )
 
@@ -53,6 +56,11 @@ type Config struct {
 	GuestKernel []string
 	Accelerator string
 
+	Builder        string
+	BuildIsolation string
+	BuildCache     string // how much the build cache may use
+	BuildIdle      time.Duration
+
 	Version bool
 }
 
@@ -81,6 +89,10 @@ func (c *Config) flags() *pflag.FlagSet {
 	f.StringVar(&c.Agent, "agent", "", "program that a VM runs first (default: proa-agent beside proad)")
 	f.StringVar(&c.QEMU, "qemu", "", "QEMU (default: qemu-system-* on the path)")
 	f.StringArrayVar(&c.GuestKernel, "guest-kernel", nil, "directory with an unpacked kernel package for VMs, can be repeated (default: beside the programs, then <data-root>/kernel)")
+	f.StringVar(&c.Builder, "builder", "", "program that builds images (default: proa-build beside proad)")
+	f.StringVar(&c.BuildIsolation, "build-isolation", "container", "wall that RUN steps of a build run behind unless it asks for one: container or vm")
+	f.StringVar(&c.BuildCache, "build-cache", "", "how much the build cache may use, as 20GB or 10% of the disk (default: 10%, at most 20GB)")
+	f.DurationVar(&c.BuildIdle, "build-idle", 5*time.Minute, "how long the builder goes on after its last build")
 	f.StringVar(&c.Accelerator, "accelerator", "", "force kvm or tcg (default: what works here)")
 	f.BoolVarP(&c.Version, "version", "v", false, "print the version and exit")
 	return f
@@ -170,6 +182,15 @@ func (c *Config) complete() error {
 	if !slices.Contains([]string{"container", "vm"}, c.Isolation) {
 		return fmt.Errorf("--isolation %q: use container or vm", c.Isolation)
 	}
+	if !slices.Contains([]string{"container", "vm"}, c.BuildIsolation) {
+		return fmt.Errorf("--build-isolation %q: use container or vm", c.BuildIsolation)
+	}
+	if c.BuildIdle < time.Second {
+		return fmt.Errorf("--build-idle %s: use a second or more", c.BuildIdle)
+	}
+	if _, err := c.cacheLimit(0); err != nil {
+		return err
+	}
 	if !slices.Contains([]string{"", "strict", "host"}, c.UserNS) {
 		return fmt.Errorf("--userns %q: use strict or host, or leave it out", c.UserNS)
 	}
@@ -186,6 +207,9 @@ func (c *Config) complete() error {
 	}
 	if c.Agent == "" {
 		c.Agent = filepath.Join(beside, "proa-agent")
+	}
+	if c.Builder == "" {
+		c.Builder = filepath.Join(beside, "proa-build")
 	}
 	if _, err := os.Stat(c.Shim); err != nil {
 		return fmt.Errorf("cannot find the shim (it is built beside proad; --shim names another place): %w", err)
@@ -204,6 +228,26 @@ func (c *Config) level() (slog.Level, error) {
 		return l, fmt.Errorf("--log-level %q: use debug, info, warn or error", c.LogLevel)
 	}
 	return l, nil
+}
+
+// cacheLimit is how many bytes the build cache may use on a disk of that size.
+func (c *Config) cacheLimit(disk int64) (int64, error) {
+	const most = 20_000_000_000
+	if c.BuildCache == "" {
+		return min(disk/10, most), nil
+	}
+	if percent, ok := strings.CutSuffix(c.BuildCache, "%"); ok {
+		n, err := strconv.ParseFloat(percent, 64)
+		if err != nil || n <= 0 || n > 100 {
+			return 0, fmt.Errorf("--build-cache %q: use a size such as 20GB or a share such as 10%%", c.BuildCache)
+		}
+		return int64(float64(disk) * n / 100), nil
+	}
+	n, err := units.FromHumanSize(c.BuildCache)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("--build-cache %q: use a size such as 20GB or a share such as 10%%", c.BuildCache)
+	}
+	return n, nil
 }
 
 // subidOwner is the name under which the ids of this engine's containers are

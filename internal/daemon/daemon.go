@@ -25,6 +25,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"proa/internal/api"
+	"proa/internal/builder"
 	"proa/internal/engine"
 	"proa/internal/event"
 	"proa/internal/image"
@@ -125,6 +126,7 @@ type house struct {
 	machines *machine.Factory
 	events   *event.Ring
 	engine   *engine.Engine
+	builders *builder.Builders
 }
 
 func (h *house) closing(f func() error) { h.closers = append(h.closers, f) }
@@ -195,7 +197,7 @@ func (h *house) open(ctx context.Context) (err error) {
 	}
 	eng.Store(h.engine)
 	h.closing(h.engine.Close)
-	return nil
+	return h.openBuilders()
 }
 
 // guardShim lays a read-only mount of the shim's program over itself, in this
@@ -230,7 +232,7 @@ func (h *house) openMachines() error {
 
 func (h *house) rooms() api.Rooms {
 	return api.Rooms{
-		Engine: h.engine, Images: h.images, Volumes: h.volumes, Log: h.log, Host: h.host(),
+		Engine: h.engine, Images: h.images, Volumes: h.volumes, Builders: h.builders, Log: h.log, Host: h.host(),
 		Publish: func(kind, action, id string, attributes map[string]string) {
 			h.events.Publish(event.Event{Type: kind, Action: action, ID: id, Attributes: attributes})
 		},

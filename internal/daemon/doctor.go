@@ -34,10 +34,7 @@ func (h *house) host() api.Host {
 				s, _ := h.network.Subnets()
 				return s.String()
 			},
-			Gateway: func() string {
-				s, _ := h.network.Subnets()
-				return s.Masked().Addr().Next().String()
-			},
+			Gateway: h.gateway,
 		},
 		Doctor:   h.doctor,
 		Warnings: h.warnings,
@@ -46,6 +43,12 @@ func (h *house) host() api.Host {
 		out.CgroupVersion = "2"
 	}
 	return out
+}
+
+// gateway is the host's address on the default bridge.
+func (h *house) gateway() string {
+	s, _ := h.network.Subnets()
+	return s.Masked().Addr().Next().String()
 }
 
 // id is the name of this data root, made at the first start.

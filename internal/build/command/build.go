@@ -1,0 +1,252 @@
+package command
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/containerd/console"
+	"github.com/docker/cli/cli/config"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/auth/authprovider"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/util/progress/progressui"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	proaclient "proa/internal/client"
+)
+
+// defaultHost is where an engine listens unless told otherwise.
+const defaultHost = "unix:///run/proa/proa.sock"
+
+// IsolationHeader tells the engine behind which wall the RUN steps of a
+// session or a build run.
+const IsolationHeader = "Proa-Isolation"
+
+// build is `proa build`.
+func (a *app) build(ctx context.Context, args []string) error {
+	f := &buildFlags{}
+	cmd := &cobra.Command{
+		Use:           "build [OPTIONS] PATH | URL | -",
+		Short:         "Build an image from a Dockerfile",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return &hinted{fmt.Errorf("build needs one context (a directory, a URL, or - for standard input), and %d were given", len(args)), "proa build -t NAME ."}
+			}
+			return a.solve(cmd.Context(), f, args[0])
+		},
+	}
+	f.add(cmd.Flags())
+	cmd.Flags().Bool("help", false, "show what build takes")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return &exitError{125, fmt.Errorf("%w\nSee 'proa build --help'", err)}
+	})
+	parent := &cobra.Command{Use: "proa"}
+	parent.AddCommand(cmd)
+	parent.CompletionOptions.DisableDefaultCmd = true
+	parent.SilenceErrors, parent.SilenceUsage = true, true
+	parent.SetOut(a.out)
+	parent.SetErr(a.err)
+	parent.SetArgs(append([]string{"build"}, args...))
+	return parent.ExecuteContext(ctx)
+}
+
+// dial reaches BuildKit's control API through the engine.
+func dial(ctx context.Context, host, isolation string) (*client.Client, error) {
+	c, err := proaclient.New(host)
+	if err != nil {
+		return nil, err
+	}
+	header := http.Header{}
+	if isolation != "" {
+		header.Set(IsolationHeader, isolation)
+	}
+	return client.New(ctx, "", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+		return c.Upgrade(ctx, "/grpc", "h2c", header)
+	}), client.WithSessionDialer(func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error) {
+		h := header.Clone()
+		for k, vs := range meta {
+			for _, v := range vs {
+				h.Add(k, v)
+			}
+		}
+		return c.Upgrade(ctx, "/session", proto, h)
+	}))
+}
+
+// solve runs one build.
+func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
+	src, err := a.openContext(ctx, f, where)
+	if err != nil {
+		return err
+	}
+	defer src.close()
+	opt, err := f.solveOpt(src)
+	if err != nil {
+		return err
+	}
+	c, err := dial(ctx, f.engine(), f.isolation)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := reachable(ctx, c); err != nil {
+		return err
+	}
+	if err := f.hosts(ctx, c, opt); err != nil {
+		return err
+	}
+	attach, err := f.attachables(a)
+	if err != nil {
+		return err
+	}
+	opt.Session = append(opt.Session, attach...)
+	display, err := a.display(f)
+	if err != nil {
+		return err
+	}
+	status := make(chan *client.SolveStatus)
+	var resp *client.SolveResponse
+	var shown errgroup.Group
+	shown.Go(func() error {
+		// Not with ctx: what a cancelled build has to say is shown as well.
+		_, err := display.UpdateFrom(context.WithoutCancel(ctx), status)
+		return err
+	})
+	resp, err = c.Solve(ctx, nil, *opt, status)
+	if derr := shown.Wait(); err == nil && derr != nil {
+		err = derr
+	}
+	src.warn(a.err)
+	if err != nil {
+		return a.failed(ctx, f, src, err)
+	}
+	return a.finish(f, resp.ExporterResponse)
+}
+
+// reachable asks for the builder's version: an engine that does not answer, or
+// has no builder, is told from a build that fails.
+func reachable(ctx context.Context, c *client.Client) error {
+	if _, err := c.Info(ctx); err != nil {
+		var dial *proaclient.DialError
+		if errors.As(err, &dial) {
+			return dial
+		}
+		return fmt.Errorf("cannot build: %w", plain(err))
+	}
+	return nil
+}
+
+// display is where progress goes: a live one on a terminal, lines elsewhere.
+func (a *app) display(f *buildFlags) (progressui.Display, error) {
+	mode := progressui.DisplayMode(f.progress)
+	if f.quiet {
+		mode = progressui.QuietMode
+	}
+	var out interface{ Write([]byte) (int, error) } = a.err
+	if file, ok := a.err.(console.File); ok {
+		out = file
+	}
+	d, err := progressui.NewDisplay(out, mode)
+	if err != nil {
+		return d, &hinted{fmt.Errorf("cannot show progress as %q: %w", f.progress, err), "auto, plain, tty, quiet and rawjson are known; tty needs a terminal"}
+	}
+	return d, nil
+}
+
+// failed gives a failure the lines of the Dockerfile that it is about, and a hint.
+func (a *app) failed(ctx context.Context, f *buildFlags, src *source, err error) error {
+	if ctx.Err() != nil {
+		return &exitError{130, errors.New("the build was cancelled")}
+	}
+	for _, s := range errdefs.Sources(err) {
+		_ = s.Print(a.err)
+	}
+	said := fmt.Errorf("cannot build: %w", plain(err))
+	if hint := hintFor(ctx, f, src, err); hint != "" {
+		return &hinted{said, hint}
+	}
+	return said
+}
+
+// plainError is an error without the words of the layers between.
+type plainError struct {
+	error
+	text string
+}
+
+func (p *plainError) Error() string { return p.text }
+func (p *plainError) Unwrap() error { return p.error }
+
+func plain(err error) error {
+	text := err.Error()
+	for _, p := range []string{"failed to solve: ", "failed to call info: ", "rpc error: code = Unavailable desc = ", "rpc error: code = Unknown desc = "} {
+		text = strings.TrimPrefix(text, p)
+	}
+	return &plainError{err, text}
+}
+
+// finish writes what was asked for about the result.
+func (a *app) finish(f *buildFlags, resp map[string]string) error {
+	id := resp[exptypes.ExporterImageConfigDigestKey]
+	if id == "" {
+		id = resp[exptypes.ExporterImageDigestKey]
+	}
+	if f.iidfile != "" {
+		if id == "" {
+			return &hinted{errors.New("cannot write --iidfile: the build made no image"), "leave --output out, or make it type=image"}
+		}
+		if err := os.WriteFile(f.iidfile, []byte(id), 0o644); err != nil {
+			return fmt.Errorf("cannot write --iidfile: %w", err)
+		}
+	}
+	if f.metadata != "" {
+		if err := writeMetadata(f.metadata, resp); err != nil {
+			return fmt.Errorf("cannot write --metadata-file: %w", err)
+		}
+	}
+	if f.quiet && id != "" {
+		fmt.Fprintln(a.out, id)
+	}
+	return nil
+}
+
+// writeMetadata writes the exporter's answers; those that are JSON in base64
+// are unpacked, as buildx does.
+func writeMetadata(path string, resp map[string]string) error {
+	out := map[string]any{}
+	for k, v := range resp {
+		out[k] = v
+		raw, err := base64.StdEncoding.DecodeString(v)
+		if err != nil {
+			continue
+		}
+		var object map[string]any
+		if json.Unmarshal(raw, &object) == nil && len(object) > 0 {
+			out[k] = json.RawMessage(raw)
+		}
+	}
+	b, err := json.MarshalIndent(out, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}
+
+// credentials lets the builder ask this user's docker configuration.
+func (a *app) credentials() session.Attachable {
+	return authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{
+		AuthConfigProvider: authprovider.LoadAuthConfig(config.LoadDefaultConfigFile(a.err)),
+	})
+}
