@@ -26,7 +26,7 @@ var rank = map[string]int{
 	"internal/sys/cgroup":       2, "internal/rootfs": 2,
 	"internal/image": 3, "internal/volume": 3, "internal/network": 3, "internal/logs": 3,
 	"internal/image/erofs": 1, "internal/image/flat": 2,
-	"internal/builder/store": 4, "internal/build/store": 1,
+	"internal/builder/store": 4, "internal/build/store": 2,
 	"internal/isolation/container": 4, "internal/isolation/vm": 4,
 	"internal/isolation/container/seccomp": 3,
 	"internal/isolation/vm/wire":           3, "internal/isolation/vm/agent": 4, "internal/isolation/vm/machine": 4,

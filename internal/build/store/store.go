@@ -29,12 +29,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/emptypb"
-)
 
-// Snapshotter is the name of the engine's snapshotter. A lease of a snapshot
-// has to name it: its type is "snapshots/" + Snapshotter. It is the name under
-// which BuildKit takes its short cuts for snapshots that are overlays.
-const Snapshotter = "overlayfs"
+	"proa/internal/build/wire"
+)
 
 // maxMessage is that of the other end, in bytes.
 const maxMessage = 16 << 20
@@ -70,7 +67,7 @@ func New(conn grpc.ClientConnInterface) *Client {
 	differ := diffproxy.NewDiffApplier(diffapi.NewDiffClient(conn))
 	return &Client{
 		Content:   contentproxy.NewContentStore(contentapi.NewContentClient(conn)),
-		Snapshots: snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), Snapshotter),
+		Snapshots: snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), wire.Snapshotter),
 		Applier:   differ.(diff.Applier),
 		Differ:    differ.(diff.Comparer),
 		Leases:    leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn)),

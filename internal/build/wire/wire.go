@@ -45,8 +45,12 @@ const (
 // snapshots and leases lie, the same as that of images.
 const Namespace = "proa"
 
-// Snapshotter is the name under which the engine serves snapshots.
-const Snapshotter = "proa"
+// Snapshotter is the name under which the engine serves snapshots, and BuildKit
+// names them in leases. BuildKit starts a merge (COPY --link) from its lowest
+// layers in place of copying them only for snapshotters of this name, and what
+// it then expects, overlays with an upper directory to write to, is what the
+// engine's are.
+const Snapshotter = "overlayfs"
 
 // Config is what the engine tells a builder at its start.
 type Config struct {

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"proa/internal/build/store"
+	"proa/internal/build/wire"
 	"proa/internal/image"
 	"proa/internal/image/snapshot"
 	"proa/internal/state"
@@ -285,14 +286,14 @@ func TestLeaseInHeader(t *testing.T) {
 // A lease of snapshots of another name would keep nothing.
 func TestSnapshotterHasOneName(t *testing.T) {
 	p := open(t)
-	if store.Snapshotter != snapshot.Name {
-		t.Fatalf("the builder calls it %q and the engine %q", store.Snapshotter, snapshot.Name)
+	if wire.Snapshotter != snapshot.Name {
+		t.Fatalf("the builder calls it %q and the engine %q", wire.Snapshotter, snapshot.Name)
 	}
 	lease(t, p, "l")
 	if err := p.Leases.AddResource(t.Context(), leases.Lease{ID: "l"}, leases.Resource{ID: "x", Type: "snapshots/other"}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("other: %v", err)
 	}
-	if err := p.Leases.AddResource(t.Context(), leases.Lease{ID: "l"}, leases.Resource{ID: "x", Type: "snapshots/" + store.Snapshotter}); err != nil {
+	if err := p.Leases.AddResource(t.Context(), leases.Lease{ID: "l"}, leases.Resource{ID: "x", Type: "snapshots/" + wire.Snapshotter}); err != nil {
 		t.Error(err)
 	}
 	if err := p.Leases.Delete(t.Context(), leases.Lease{ID: "hold/container/1"}); !errdefs.IsPermissionDenied(err) {
