@@ -62,6 +62,9 @@ type Spec struct {
 
 	// What only the VM driver reads; nil for a container.
 	Machine *Machine `json:"machine,omitempty"`
+	// Hold keeps the instance after its main process has ended, so that its
+	// files can still be read, until it is deleted.
+	Hold bool `json:"hold,omitempty"`
 
 	// Dir is a directory of the host that belongs to this instance alone while
 	// it runs (0700, below the engine's exec root). A driver may put sockets

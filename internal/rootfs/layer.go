@@ -67,15 +67,19 @@ type pendingDir struct {
 	*pinned
 }
 
-func (l *layer) write(upper *os.File) error {
+func (l *layer) setExcluded() {
 	l.exclude, l.above = map[string]bool{}, map[string]bool{}
 	for _, p := range l.opt.Exclude {
-		p = strings.TrimPrefix(path.Clean("/"+p), "/")
+		p = trimRoot(p)
 		l.exclude[p] = true
 		for p = path.Dir(p); p != "."; p = path.Dir(p) {
 			l.above[p] = true
 		}
 	}
+}
+
+func (l *layer) write(upper *os.File) error {
+	l.setExcluded()
 	root, err := pin(upper)
 	if err != nil {
 		return err

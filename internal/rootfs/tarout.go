@@ -33,12 +33,16 @@ type tarOut struct {
 	out   *bufio.Writer
 	tw    *tar.Writer
 	keep  func(name string) bool
+	ids   IDs
 	links map[[2]uint64]string // device and inode of a file with several links: its first name
 	names int
 	buf   []byte
 }
 
 func newTarOut(ctx context.Context, w io.Writer, keep func(string) bool) *tarOut {
+	if w == nil {
+		w = io.Discard
+	}
 	out := bufio.NewWriterSize(w, 64<<10)
 	return &tarOut{ctx: ctx, out: out, tw: tar.NewWriter(out), keep: keep, links: map[[2]uint64]string{}, buf: make([]byte, 64<<10)}
 }
@@ -97,13 +101,13 @@ func (t *tarOut) put(name string, p *pinned) error {
 	if st.Type() != sys.TypeDir && st.Nlink > 1 {
 		id := [2]uint64{st.Dev, st.Ino}
 		if first, ok := t.links[id]; ok {
-			h := header(name, st)
+			h := t.header(name, st)
 			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
 			return t.writeHeader(h)
 		}
 		defer func() { t.links[id] = name }()
 	}
-	h := header(name, st)
+	h := t.header(name, st)
 	switch st.Type() {
 	case sys.TypeDir:
 		h.Typeflag = tar.TypeDir
@@ -175,9 +179,9 @@ func (t *tarOut) contents(in *os.File, size int64) error {
 	return nil
 }
 
-func header(name string, st *sys.FileStat) *tar.Header {
+func (t *tarOut) header(name string, st *sys.FileStat) *tar.Header {
 	return &tar.Header{
-		Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(st.UID), Gid: int(st.GID),
+		Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(t.ids.inside(st.UID)), Gid: int(t.ids.inside(st.GID)),
 		ModTime: time.Unix(st.Sec, int64(st.Nsec)), Format: tar.FormatPAX,
 	}
 }

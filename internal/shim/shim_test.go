@@ -13,12 +13,14 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"proa/internal/isolation"
 	"proa/internal/logs"
+	"proa/internal/rootfs"
 	"proa/internal/shim"
 	"proa/internal/shim/server"
 )
@@ -113,6 +115,22 @@ func (i *instance) Delete(context.Context) error {
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
+	return err
+}
+
+// Files answers with what it was given, or the error that the path names.
+func (i *instance) Files(ctx context.Context, r *rootfs.Request, in io.Reader, out io.Writer) error {
+	switch r.Path {
+	case "/missing":
+		return fmt.Errorf("no such path: %w", errdefs.ErrNotFound)
+	case "/hang":
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if _, err := fmt.Fprintf(out, "%s:", r.Op); err != nil || in == nil {
+		return err
+	}
+	_, err := io.Copy(out, in)
 	return err
 }
 
@@ -537,4 +555,55 @@ func TestSlowReader(t *testing.T) {
 	}
 	want(t, "bytes", total, 4000003)
 	want(t, "exit", h.exit(s).Code, 0)
+}
+
+// Operations on files carry their streams, keep the kind of their error, and
+// are possible before the start; after the end only if the spec says hold.
+func TestFiles(t *testing.T) {
+	h := newHouse(t, "true")
+	h.spec.Hold = true
+	s := h.create()
+	big := strings.Repeat("x", 1<<20)
+	ask := func(r rootfs.Request, in io.Reader) (string, error) {
+		var out strings.Builder
+		err := s.Files(t.Context(), &r, in, &out)
+		return out.String(), err
+	}
+	for _, when := range []string{"before the start", "after the end"} {
+		if out, err := ask(rootfs.Request{Op: rootfs.OpPut}, strings.NewReader(big)); err != nil || out != "put:"+big {
+			t.Errorf("%s: %d bytes, %v", when, len(out), err)
+		}
+		if out, err := ask(rootfs.Request{Op: rootfs.OpGet}, nil); err != nil || out != "get:" {
+			t.Errorf("%s: %q, %v", when, out, err)
+		}
+		if _, err := ask(rootfs.Request{Path: "/missing"}, nil); !errdefs.IsNotFound(err) {
+			t.Errorf("%s: %v", when, err)
+		}
+		if when == "before the start" {
+			if err := s.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			h.exit(s)
+		}
+	}
+	var layer strings.Builder
+	if err := s.Layer(t.Context(), &layer); err != nil || layer.String() != "layer:" {
+		t.Errorf("%q, %v", layer.String(), err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	if err := s.Files(ctx, &rootfs.Request{Path: "/hang"}, nil, io.Discard); !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+	failing := io.MultiReader(strings.NewReader(big), iotest.ErrReader(errors.New("broken input")))
+	if _, err := ask(rootfs.Request{Op: rootfs.OpPut}, failing); err == nil || !strings.Contains(err.Error(), "broken input") {
+		t.Errorf("an input that fails: %v", err)
+	}
+	if err := s.Delete(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.gone(s)
+	if _, err := ask(rootfs.Request{Op: rootfs.OpGet}, nil); !errdefs.IsUnavailable(err) {
+		t.Errorf("after the removal: %v", err)
+	}
 }

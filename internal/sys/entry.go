@@ -153,3 +153,31 @@ func Xattrs(f *os.File) ([]Xattr, error) {
 	}
 	return out, nil
 }
+
+// SetMetadata gives the file that a descriptor pins, whatever its name is by
+// now, its owner, permissions, extended attributes and time, in the order of
+// SetMetadataAt. An attribute that the file system or a namespace does not allow
+// is left out.
+func SetMetadata(f *os.File, m Metadata) error {
+	fd, path := RawFD(f), pinned(f)
+	fail := func(op string, err error) error { return &os.PathError{Op: op, Path: f.Name(), Err: err} }
+	if err := unix.Fchownat(fd, "", int(m.UID), int(m.GID), unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fail("chown", err)
+	}
+	if m.Mode&unix.S_IFMT != unix.S_IFLNK {
+		if err := unix.Chmod(path, m.Mode&0o7777); err != nil {
+			return fail("chmod", err)
+		}
+	}
+	for _, x := range m.Xattrs {
+		err := unix.Setxattr(path, x.Name, []byte(x.Value), 0)
+		if err != nil && err != unix.EOPNOTSUPP && err != unix.EPERM {
+			return fail("set extended attribute "+x.Name+" of", err)
+		}
+	}
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: m.Sec, Nsec: int64(m.Nsec)}}
+	if err := unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH); err != nil {
+		return fail("set the time of", err)
+	}
+	return nil
+}

@@ -23,15 +23,27 @@ func RemoveTree(path string) error {
 		return err
 	}
 	defer parent.Close()
-	name := filepath.Base(path)
+	return removeTree(parent, filepath.Base(path), path)
+}
+
+// RemoveTreeAt is RemoveTree for one name in an open directory.
+func RemoveTreeAt(dir *os.File, name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	return removeTree(dir, name, name)
+}
+
+func removeTree(parent *os.File, name, path string) error {
+	dirfd := RawFD(parent)
 	var st unix.Stat_t
-	if err := unix.Fstatat(int(parent.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err == unix.ENOENT {
+	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err == unix.ENOENT {
 		return nil
 	} else if err != nil {
 		return &os.PathError{Op: "stat", Path: path, Err: err}
 	}
 	r := &remover{top: -1, dev: uint64(st.Dev)}
-	return r.remove(int(parent.Fd()), name, path, 0)
+	return r.remove(dirfd, name, path, 0)
 }
 
 // deepest is how many directories are held open at once. What lies deeper is

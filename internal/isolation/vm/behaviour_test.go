@@ -1,6 +1,8 @@
 package vm_test
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +19,7 @@ import (
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm"
 	"proa/internal/isolation/vm/machine"
+	"proa/internal/rootfs"
 )
 
 // What was written stays over stop and start, an image stays as it was, and a
@@ -265,5 +268,62 @@ func TestTerminal(t *testing.T) {
 	exit, err := r.Wait(context.Background())
 	if err != nil || exit.Code != 5 || !strings.Contains(out.String(), "got word") {
 		t.Errorf("%+v %v %q", exit, err, out)
+	}
+}
+
+// A machine that is held gives its files after the end of its main process, and
+// what was put into it before the start is there.
+func TestFilesOfHeldMachine(t *testing.T) {
+	l := newLab(t, agentProgram)
+	spec := l.spec("/bin/sh", "-c", "cat /early >/late; echo $?")
+	spec.Hold = true
+	i, err := l.create(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var in bytes.Buffer
+	w := tar.NewWriter(&in)
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "early", Size: 5, Mode: 0o600}); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(w, "words")
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Files(t.Context(), &rootfs.Request{Op: rootfs.OpPut, Path: "/"}, &in, nil); err != nil {
+		t.Fatal(err)
+	}
+	out := new(output)
+	r, err := i.Start(t.Context(), isolation.Stdio{Stdout: out, Stderr: out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := r.Wait(t.Context()); err != nil || exit.Code != 0 || out.String() != "0\n" {
+		t.Fatalf("%+v %v %q", exit, err, out)
+	}
+	var layer bytes.Buffer
+	if err := i.Files(t.Context(), &rootfs.Request{Op: rootfs.OpLayer, Still: true}, nil, &layer); err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]string{}
+	for tr := tar.NewReader(&layer); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(tr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found[h.Name] = string(b)
+	}
+	if len(found) != 2 || found["early"] != "words" || found["late"] != "words" {
+		t.Errorf("%q", found)
+	}
+	if err := i.Delete(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm/wire"
+	"proa/internal/rootfs"
 	"proa/internal/sys"
 	"proa/internal/sys/cgroup"
 )
@@ -127,6 +129,16 @@ func (i *Instance) Usage(context.Context) (*isolation.Usage, error) {
 // Processes lists the guest's processes.
 func (i *Instance) Processes(ctx context.Context) ([]isolation.ProcessInfo, error) {
 	return i.client.Processes(ctx)
+}
+
+// Files carries out one operation on the files of the guest's root, by the
+// agent. It is possible before Start and, with isolation.Spec.Hold, after the
+// end of the main process.
+func (i *Instance) Files(ctx context.Context, r *rootfs.Request, in io.Reader, out io.Writer) error {
+	if i.frozen.Load() {
+		return fmt.Errorf("cannot %s files of a paused VM: %w: unpause it first", r.Op, errdefs.ErrFailedPrecondition)
+	}
+	return i.client.Files(ctx, r, in, out)
 }
 
 // Update changes the processor limits of a running machine and its limit of
@@ -268,7 +280,8 @@ func (r *running) Signal(ctx context.Context, sig int) error {
 }
 
 // Wait returns when the process has ended and its output was delivered; for the
-// main process the guest has powered off then and its disk is clean. The end
+// main process the guest has powered off then and its disk is clean, unless the
+// spec wants the instance held. The end
 // of QEMU ends every process of the guest: 137, and why.
 func (r *running) Wait(ctx context.Context) (isolation.Exit, error) {
 	i := r.machine
@@ -295,7 +308,7 @@ func (r *running) Wait(ctx context.Context) (isolation.Exit, error) {
 	default:
 		return isolation.Exit{}, err
 	}
-	if r.main {
+	if r.main && !i.spec.Hold {
 		i.shutDown()
 	}
 	return exit, nil

@@ -183,6 +183,9 @@ func (s *server) live() {
 	defer idle.Stop()
 	select {
 	case <-s.exited: // ran and ended, or could not be started
+		if s.spec.Hold {
+			<-s.deleted
+		}
 	case <-s.deleted:
 		s.mu.Lock()
 		running := s.main != nil || s.phase == wire.Starting

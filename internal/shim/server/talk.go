@@ -66,6 +66,9 @@ func (s *server) converse(conn *wire.Conn) {
 		case wire.Exec:
 			s.exec(conn, &req)
 			return
+		case wire.Files:
+			s.files(conn, &req)
+			return
 		}
 		var r wire.Reply
 		err = s.answer(conn, &req, &r)

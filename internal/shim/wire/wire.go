@@ -26,8 +26,19 @@
 //	|<------- Exit{isolation.Exit} ---------|   after the last byte and, for the main
 //	|<------- close ------------------------|   process, after the exit record was written
 //
-// A close by the engine's side, at any time, detaches: it ends neither the
-// process nor its input. A close by the shim without Exit means that the shim
+// op "files" does the same for an operation on the files of an instance: its
+// input comes as Stdin, its output goes as Stdout, and a second Reply ends it.
+//
+//	| Request{files: rootfs.Request}        |
+//	|-------------------------------------->|
+//	|<---------------- Reply{} -------------|   it has begun, or Error
+//	| Stdin{bytes} ... Stdin{}              |
+//	|-------------------------------------->|
+//	|<------- Stdout{bytes} ... ------------|
+//	|<---------------- Reply{} -------------|   it is done, or Error
+//
+// A close by the engine's side, at any time, cancels "files". Any other stream
+// it detaches: it ends neither the process nor its input. A close by the shim without Exit means that the shim
 // was killed.
 //
 // Versions: each Request and Reply carries the version of its sender. A shim
@@ -46,11 +57,12 @@ import (
 	"sync"
 
 	"proa/internal/isolation"
+	"proa/internal/rootfs"
 )
 
 // Version of this protocol. 1: the first, which lacks the op "usage" and Usage
-// in exits. 2: has them.
-const Version = 2
+// in exits. 2: has them. 3: has "files".
+const Version = 3
 
 // Kind of a frame. The first three are Docker's.
 type Kind byte
@@ -91,6 +103,7 @@ const (
 	Attach Op = "attach" // Streams
 	Exec   Op = "exec"   // Exec, Process, Streams; Reply: Pid
 	Wait   Op = "wait"   // Exec; Reply: Exit
+	Files  Op = "files"  // Files, Streams; of a VM only
 	Delete Op = "delete" // kill what runs, remove everything, end; answered when all is gone
 )
 
@@ -127,6 +140,7 @@ type Request struct {
 	Streams   Streams              `json:"streams,omitzero"`
 	Process   *isolation.Process   `json:"process,omitempty"`
 	Resources *isolation.Resources `json:"resources,omitempty"`
+	Files     *rootfs.Request      `json:"files,omitempty"`
 }
 
 // Reply is what the shim answers.

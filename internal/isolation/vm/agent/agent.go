@@ -33,6 +33,7 @@ import (
 
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm/wire"
+	"proa/internal/rootfs"
 	"proa/internal/sys"
 )
 
@@ -53,6 +54,7 @@ type Agent struct {
 	procs map[uint32]*process // by id, of the current epoch
 	state state
 	disk  *os.File // mount of the writable layer's file system
+	files *files   // what Files requests work on; nil before Setup
 
 	// room is set once, by Setup, before the state says so. A process is
 	// started in it by one request at a time.
@@ -300,6 +302,12 @@ func (a *Agent) perform(h wire.Header, b []byte) (reply any, after func(), err e
 			return nil, nil, err
 		}
 		return nil, nil, a.update(l)
+	case wire.OpFiles:
+		var r rootfs.Request
+		if err := wire.DecodeJSON(b, &r); err != nil {
+			return nil, nil, err
+		}
+		return a.serveFiles(h, &r)
 	case wire.OpPing:
 		return nil, nil, nil
 	case wire.OpShutdown:

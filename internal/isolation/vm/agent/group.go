@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"proa/internal/isolation/vm/wire"
 	"proa/internal/sys"
@@ -82,4 +83,19 @@ func field(path, name string) (uint64, bool) {
 		}
 	}
 	return 0, false
+}
+
+// hold stops the user's processes until the returned function is called. One
+// that hangs in the kernel is not waited for longer than a second.
+func (g *group) hold() (thaw func()) {
+	if g == nil || os.WriteFile(g.path+"/cgroup.freeze", []byte("1"), 0) != nil {
+		return func() {}
+	}
+	for wait := time.Millisecond; wait < time.Second; wait *= 2 {
+		if frozen, ok := field(g.path+"/cgroup.events", "frozen "); ok && frozen == 1 {
+			break
+		}
+		time.Sleep(wait)
+	}
+	return func() { _ = os.WriteFile(g.path+"/cgroup.freeze", []byte("0"), 0) } // the group is there as long as we are
 }

@@ -142,12 +142,22 @@ func (r *room) placeFile(files *os.File, at, text string) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
+	for _, root := range []*os.File{r.root, r.view} {
+		if err := attachClone(files, name, root, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attachClone shows one file of a directory at a path below root as well.
+func attachClone(files *os.File, name string, root *os.File, at string) error {
 	mount, err := sys.CloneTree(files, name, false)
 	if err != nil {
 		return err
 	}
 	defer mount.Close()
-	target, err := sys.OpenTarget(r.root, at, false)
+	target, err := sys.OpenTarget(root, at, false)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -19,6 +20,7 @@ type process struct {
 	head  wire.Header // epoch and id
 	pid   int
 	main  bool
+	stop  context.CancelFunc      // of a Files request, which is no process; nil: a process
 	ended chan syscall.WaitStatus // from the reaper, buffered
 	ooms  uint64                  // the guest's count of OOM kills when it started
 
@@ -222,7 +224,10 @@ func (p *process) orphan() {
 			o.End(wire.ErrStale)
 		}
 	}
-	if p.stdin != nil {
+	if p.stop != nil {
+		p.stop()
+		p.stdin.End(wire.ErrStale)
+	} else if p.stdin != nil {
 		p.stdin.End(io.EOF)
 	}
 }
@@ -349,6 +354,10 @@ func (a *Agent) running(id uint32, what string, f func(p *process) error) error 
 	gone := &wire.Failure{Kind: wire.FailGone, Step: what, Why: "the process has ended"}
 	if p == nil {
 		return gone
+	}
+	if p.stop != nil {
+		p.stop()
+		return nil
 	}
 	a.reaping.Lock()
 	defer a.reaping.Unlock()

@@ -34,13 +34,14 @@ type room struct {
 	main    *isolation.Process // whose limits an exec'd process inherits
 
 	root     *os.File // O_PATH; rootDir in the agent's mounts, from the start on the child's root in its own
+	view     *os.File // the root as Files requests see it
 	dev, pts *os.File // roots of the file systems
 	readonly bool     // the root is to be made read-only before anything runs
 }
 
 // newRoom makes the namespaces and fills root with what a container finds mounted.
 func (a *Agent) newRoom(root *os.File, s *wire.Setup) (r *room, err error) {
-	r = &room{root: root, init: s.Init, readonly: s.Readonly}
+	r = &room{root: root, view: a.files.tree.Root, init: s.Init, readonly: s.Readonly}
 	if a.options.Cgroups != "" {
 		if r.group, err = newGroup(a.options.Cgroups); err != nil {
 			a.options.Warn(err.Error())
@@ -151,7 +152,7 @@ func (r *room) console(terminal *os.File) error {
 }
 
 // hidden are mounts of the initramfs that the room must not find below its root.
-var hidden = []string{"/dev", "/sys", "/proc", filesDir, diskDir, lowerDir}
+var hidden = []string{"/dev", "/sys", "/proc", viewDir, filesDir, diskDir, lowerDir}
 
 // begin runs the main process: the child goes on to its exec.
 // started is called with its pid before anything of the user's runs.

@@ -19,6 +19,7 @@ const (
 	lowerDir = "/.proa/image" // the merged image
 	diskDir  = "/.proa/disk"  // the writable layer's file system, with upper and work
 	filesDir = "/.proa/files" // the engine's small files, in memory
+	viewDir  = "/.proa/view"  // the root as Files requests see it
 	rootDir  = "/newroot"
 )
 
@@ -65,7 +66,7 @@ func (a *Agent) setup(s *wire.Setup) error {
 // assemble mounts image, disk and overlay, fills in the files and mounts that
 // every container has, and returns the room and the disk's mount.
 func (a *Agent) assemble(s *wire.Setup) (r *room, disk *os.File, err error) {
-	for _, dir := range []string{lowerDir, diskDir, filesDir, rootDir} {
+	for _, dir := range []string{lowerDir, diskDir, filesDir, viewDir, rootDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, nil, failed("make mount points", err)
 		}
@@ -101,6 +102,9 @@ func (a *Agent) assemble(s *wire.Setup) (r *room, disk *os.File, err error) {
 	root, err := sys.OpenPath(rootDir)
 	if err != nil {
 		return nil, nil, failed("open the root", err)
+	}
+	if err := a.openFiles(root); err != nil {
+		return nil, nil, failed("open the root's files", err)
 	}
 	if r, err = a.newRoom(root, s); err != nil {
 		return nil, nil, err

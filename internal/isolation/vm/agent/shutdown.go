@@ -17,6 +17,11 @@ func (a *Agent) shutdown() error {
 	a.mu.Lock()
 	was, disk := a.state, a.disk
 	a.state = down
+	for _, p := range a.procs {
+		if p.stop != nil {
+			p.stop() // it may be writing to the disk
+		}
+	}
 	a.mu.Unlock()
 	if was == down && disk == nil {
 		return &wire.Failure{Kind: wire.FailInvalid, Step: "shut down", Why: "the guest is " + stateNames[was] + " already"}

@@ -25,7 +25,8 @@ type process struct {
 	delivered sync.WaitGroup // one per output
 	exited    chan struct{}  // closed after exit or lost was set
 	exit      isolation.Exit
-	lost      error // the connection ended first
+	failure   *Failure // of a Files request
+	lost      error    // the connection ended first
 }
 
 func (c *Client) run(ctx context.Context, op Op, what string, wants *isolation.Process, stdio isolation.Stdio) (isolation.Running, error) {
@@ -138,6 +139,7 @@ func (p *process) handle(h Header) error {
 		if !started {
 			return violation("process %d ended before it was started", h.ID)
 		}
+		p.failure = x.Failure
 		p.exit = isolation.Exit{Code: x.Code, Signal: x.Signal, OOMKilled: x.OOMKilled, At: time.Now()} // the guest has a clock of its own
 		p.finish(nil, io.EOF)
 	}

@@ -34,6 +34,11 @@
 // 2 stderr (to the host). A Request or Reply longer than one frame goes on in
 // further frames of the same id; all but the last have More set in sub.
 //
+// A Files request is carried out by the agent itself and travels like a process
+// without stderr: what it reads comes as stdin, what it writes goes as stdout, a
+// Signal to it, whichever, cancels it, and Failure in its Exited says what went
+// wrong.
+//
 // # Flow control
 //
 // A sender may have at most Window unconsumed bytes of a stream under way. The
@@ -56,6 +61,8 @@
 //	  | Credit 2/1 ----------------------------->|
 //	  | Request 3 Exec, Request 4 Signal ... --->|
 //	  |<------------- EOF 2/1, EOF 2/2, Exited 2 |
+//	  | Request 5 Files{get, path} ------------->|  before Start and after its end, too
+//	  |<------- Reply 5, Data 5/1, EOF, Exited 5 |
 //	  | Request 9 Shutdown --------------------->|  kill, sync, read-only
 //	  |<------------------------------- Reply 9  |  power off
 //
@@ -75,7 +82,7 @@ import (
 )
 
 // Version is the protocol's version. Both sides must have the same.
-const Version = 2
+const Version = 3
 
 // PortName is the name of the virtio-serial port that the agent looks for.
 const PortName = "proa.agent"
@@ -109,6 +116,7 @@ const (
 	OpPing                    // nothing -> nothing
 	OpUpdate                  // Limits -> nothing
 	OpShutdown                // nothing -> nothing; the guest powers off after the reply
+	OpFiles                   // rootfs.Request -> Started, with no pid
 	opEnd
 )
 
@@ -204,6 +212,8 @@ type Exited struct {
 	Signal    int   `json:"signal,omitempty"` // that ended it
 	OOMKilled bool  `json:"oomKilled,omitempty"`
 	At        int64 `json:"at"` // Unix nanoseconds by the guest's clock
+	// Failure says why a Files request was not carried out; nil for success.
+	Failure *Failure `json:"failure,omitempty"`
 }
 
 // FailureKind sorts failures of requests; the first three are those of isolation.StartKind.
@@ -216,6 +226,12 @@ const (
 	FailFailed     FailureKind = FailureKind(isolation.StartFailed)
 	FailGone       FailureKind = "gone"  // no such process (any more)
 	FailInvalid    FailureKind = "state" // not possible now: Start before Setup, a second Setup
+	// Of Files alone.
+	FailNoFile  FailureKind = "no-file"  // nothing has that path
+	FailBad     FailureKind = "bad"      // the request or its stream makes no sense
+	FailRefused FailureKind = "refused"  // the root does not allow it
+	FailFull    FailureKind = "full"     // the disk is
+	FailUnknown FailureKind = "not-here" // the agent does not know the operation
 )
 
 // Failure is the payload of Error.
