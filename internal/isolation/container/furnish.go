@@ -113,6 +113,12 @@ func (c *instance) furnish(t *sys.Thread, mapped <-chan bool) error {
 		}
 	}
 	if s.Root.Readonly {
+		if s.Root.Unstub && len(c.stubs) > 0 {
+			// A mount that is not read-only, to take them away by.
+			if c.bare, err = sys.CloneTree(c.root, "", false); err != nil {
+				return err
+			}
+		}
 		if err := sys.SetMountAttr(c.root, sys.MountReadonly, 0, false); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ type instance struct {
 	pts     *os.File   // its devpts
 	null    *os.File   // its /dev/null, open
 	stubs   []sys.Stub // mount points that the root did not have
+	bare    *os.File   // the root's mount once more, where root is read-only and stubs have to go
 	// The main process's terminal, made by Create.
 	master, terminal *os.File
 
@@ -213,11 +215,11 @@ func (c *instance) discard() error {
 		c.program.Close()
 	}
 	if c.spec.Root.Unstub && c.root != nil {
-		if e := sys.RemoveStubs(c.root, c.stubs, c.spec.Root.UnstubParents); e != nil {
+		if e := sys.RemoveStubs(cmp.Or(c.bare, c.root), c.stubs, c.spec.Root.UnstubParents); e != nil {
 			c.driver.warn("%v", e)
 		}
 	}
-	for _, f := range []*os.File{c.root, c.proc, c.pts, c.null, c.master, c.terminal} {
+	for _, f := range []*os.File{c.root, c.bare, c.proc, c.pts, c.null, c.master, c.terminal} {
 		if f != nil {
 			_ = f.Close()
 		}
