@@ -1,11 +1,8 @@
 package bench
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -223,7 +220,7 @@ func BenchmarkPull(b *testing.B) {
 	store := b.TempDir()
 	hs := hosts(b)
 	for _, h := range hs {
-		registry(b, h.netns, addr, store)
+		proatest.Distribution(b, h.netns, addr, store)
 	}
 	name := addr + "/bench/big:1"
 	archive := bigImage(b, name, 150_000_000, 5)
@@ -240,30 +237,4 @@ func BenchmarkPull(b *testing.B) {
 		},
 		func(h host) error { return h.do("rmi", name) },
 	})
-}
-
-// registry runs distribution's registry over store in a network namespace.
-func registry(b *testing.B, netns, addr, store string) {
-	b.Helper()
-	config := filepath.Join(b.TempDir(), "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %s}\n", store, addr)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	cmd := exec.Command("nsenter", "--net=/run/netns/"+netns, proatest.Tool(b, "registry"), "serve", config)
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		out, err := exec.Command("nsenter", "--net=/run/netns/"+netns, "curl", "-sf", "-o", os.DevNull, "-w", "%{http_code}", "http://"+addr+"/v2/").Output()
-		if err == nil && string(out) == fmt.Sprint(http.StatusOK) {
-			return
-		}
-		if time.Now().After(end) {
-			b.Fatal(errors.New("the registry does not come up: " + log.String()))
-		}
-	}
 }

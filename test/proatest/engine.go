@@ -262,6 +262,9 @@ func (e *Engine) TryStart() error {
 	return errors.New("the engine does not answer")
 }
 
+// Bin is the directory of the programs that this engine was started from.
+func (e *Engine) Bin() string { return e.bin }
+
 // Request sends one bare HTTP request and returns the whole answer, "" on error.
 func (e *Engine) Request(method, path string) string {
 	conn, err := net.Dial("unix", e.Socket)
