@@ -26,6 +26,7 @@ import (
 	"proa/internal/builder"
 	"proa/internal/engine"
 	"proa/internal/image"
+	"proa/internal/image/remote"
 	"proa/internal/isolation"
 	"proa/internal/volume"
 )
@@ -78,12 +79,14 @@ type Bridge struct {
 
 // Rooms are the owners that the API asks.
 type Rooms struct {
-	Engine   *engine.Engine
-	Images   *image.Store
-	Volumes  *volume.Store
-	Builders *builder.Builders
-	Host     Host
-	Log      *slog.Logger
+	Engine *engine.Engine
+	Images *image.Store
+	// Registries is the way to registries that Images uses too.
+	Registries *remote.Client
+	Volumes    *volume.Store
+	Builders   *builder.Builders
+	Host       Host
+	Log        *slog.Logger
 	// Publish tells the world about an event of images or volumes.
 	Publish func(kind, action, id string, attributes map[string]string)
 }
@@ -238,6 +241,8 @@ func statusOf(err error) (status, exitCode int) {
 		return http.StatusServiceUnavailable, 0
 	case errdefs.IsPermissionDenied(err):
 		return http.StatusForbidden, 0
+	case errdefs.IsUnauthorized(err):
+		return http.StatusUnauthorized, 0
 	}
 	return http.StatusInternalServerError, 0
 }
@@ -248,7 +253,7 @@ func words(err error) string {
 	text := err.Error()
 	for _, kind := range []error{
 		errdefs.ErrNotFound, errdefs.ErrInvalidArgument, errdefs.ErrConflict, errdefs.ErrAlreadyExists, errdefs.ErrFailedPrecondition,
-		errdefs.ErrNotImplemented, errdefs.ErrUnavailable, errdefs.ErrPermissionDenied,
+		errdefs.ErrNotImplemented, errdefs.ErrUnavailable, errdefs.ErrPermissionDenied, errdefs.ErrUnauthenticated,
 	} {
 		if errors.Is(err, kind) {
 			text = strings.TrimSuffix(text, ": "+kind.Error())

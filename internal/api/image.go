@@ -2,7 +2,6 @@ package api
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -89,23 +88,11 @@ func (s *Server) imageLoad(c *call) error {
 	return nil
 }
 
-// imageCreate is import (fromSrc) or pull (fromImage); pulling is not served.
+// imageCreate is import (fromSrc) or pull (fromImage).
 func (s *Server) imageCreate(c *call) error {
-	src, from := c.query("fromSrc"), c.query("fromImage")
-	if from != "" {
-		ref := from
-		if tag := c.query("tag"); tag != "" {
-			sep := ":"
-			if strings.Contains(tag, ":") {
-				sep = "@"
-			}
-			ref += sep + tag
-		}
-		// Clients send the long form of a name; people know the short one.
-		if named, err := reference.ParseNormalizedNamed(ref); err == nil {
-			ref = reference.FamiliarString(named)
-		}
-		return &notHere{ref}
+	src := c.query("fromSrc")
+	if c.query("fromImage") != "" {
+		return s.imagePull(c)
 	}
 	if src != "-" {
 		return bad("cannot import from %q: only the request's body (-) is supported; fetch it and pipe it in", src)
@@ -122,13 +109,6 @@ func (s *Server) imageCreate(c *call) error {
 	m.send(streamMessage{Status: img.ID.String()})
 	s.Publish("image", "import", img.ID.String(), map[string]string{"name": ref})
 	return nil
-}
-
-// notHere says that an image is missing and cannot be fetched.
-type notHere struct{ ref string }
-
-func (n *notHere) Error() string {
-	return fmt.Sprintf("No such image: %s, and this engine does not pull from registries yet; bring it with load or import", n.ref)
 }
 
 func (s *Server) imageSave(c *call) error {
@@ -213,7 +193,7 @@ func (s *Server) imageFilter(c *call, f map[string][]string) (func(*image.Image)
 	return func(i *image.Image) ([]string, bool) {
 		if len(f["dangling"]) > 0 {
 			want := f["dangling"][0] == "true" || f["dangling"][0] == "1"
-			if want != (len(i.Names) == 0) {
+			if want != (len(i.Digests) == 0) {
 				return nil, false
 			}
 		}
@@ -299,8 +279,11 @@ func (s *Server) imageGet(c *call) error {
 	return &notServedError{c.Method, c.URL.Path}
 }
 
-// imagePost serves tag below a name.
+// imagePost serves tag and push below a name.
 func (s *Server) imagePost(c *call) error {
+	if ref, ok := strings.CutSuffix(c.PathValue("name"), "/push"); ok {
+		return s.imagePush(c, ref)
+	}
 	ref, ok := strings.CutSuffix(c.PathValue("name"), "/tag")
 	if !ok {
 		return &notServedError{c.Method, c.URL.Path}

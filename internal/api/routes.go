@@ -60,6 +60,8 @@ func (s *Server) routes() []route {
 		{"POST", "/build/prune", s.buildPrune},
 		{"POST", "/grpc", s.grpc},
 		{"POST", "/session", s.session},
+		{"POST", "/auth", s.auth},
+		{"GET", "/distribution/{name...}", s.distribution},
 
 		{"GET", "/volumes", s.volumeList},
 		{"POST", "/volumes/create", s.volumeCreate},
@@ -75,6 +77,6 @@ func (s *Server) routes() []route {
 // notServed are the parts of Docker's API that this engine knows of and does
 // not have.
 var notServed = []string{
-	"/auth", "/commit", "/configs", "/containers/", "/distribution/", "/images/", "/networks", "/nodes", "/plugins",
+	"/commit", "/configs", "/containers/", "/images/", "/networks", "/nodes", "/plugins",
 	"/secrets", "/services", "/swarm", "/tasks", "/volumes/",
 }

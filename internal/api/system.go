@@ -31,9 +31,6 @@ func (n *notServedError) Error() string {
 }
 func (n *notServedError) Unwrap() error { return errdefs.ErrNotImplemented }
 
-// Unwrap makes a missing image a 404.
-func (n *notHere) Unwrap() error { return errdefs.ErrNotFound }
-
 func (s *Server) ping(c *call) error {
 	h := c.Header()
 	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")

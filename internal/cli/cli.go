@@ -105,6 +105,7 @@ func (a *app) root() *cobra.Command {
 		a.runCmd(), a.createCmd(), a.startCmd(), a.stopCmd(), a.restartCmd(), a.killCmd(), a.pauseCmd(), a.unpauseCmd(),
 		a.rmCmd(), a.renameCmd(), a.waitCmd(), a.attachCmd(), a.execCmd(), a.logsCmd(), a.psCmd(), a.topCmd(), a.statsCmd(), a.portCmd(),
 		a.inspectCmd(), a.containerCmd(),
+		a.pullCmd(), a.pushCmd(), a.loginCmd(), a.logoutCmd(),
 		a.imagesCmd(), a.loadCmd(), a.saveCmd(), a.importCmd(), a.tagCmd(), a.rmiCmd(), a.historyCmd(), a.imageCmd(),
 		a.volumeCmd(), a.eventsCmd(), a.infoCmd(), a.versionCmd(), a.systemCmd(), a.doctorCmd(), a.registryCmd(),
 		a.compareCmd(),

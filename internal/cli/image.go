@@ -52,6 +52,10 @@ func (a *app) imagesCmd() *cobra.Command {
 			names := s.RepoTags
 			if len(names) == 0 {
 				names = []string{"<none>:<none>"}
+				if len(s.RepoDigests) > 0 { // pulled by its digest
+					repo, _, _ := strings.Cut(s.RepoDigests[0], "@")
+					names = []string{repo + ":<none>"}
+				}
 			}
 			digest := "<none>"
 			if len(s.RepoDigests) > 0 {
@@ -269,7 +273,7 @@ func (a *app) imageCmd() *cobra.Command {
 	ls, rm := a.imagesCmd(), a.rmiCmd()
 	ls.Use, ls.Aliases = "ls [NAME[:TAG]]", []string{"list"}
 	rm.Use, rm.Aliases = "rm IMAGE...", []string{"remove"}
-	cmd.AddCommand(ls, rm, a.loadCmd(), a.saveCmd(), a.importCmd(), a.tagCmd(), a.historyCmd(), a.inspectOf("image", "inspect"),
+	cmd.AddCommand(ls, rm, a.pullCmd(), a.pushCmd(), a.loadCmd(), a.saveCmd(), a.importCmd(), a.tagCmd(), a.historyCmd(), a.inspectOf("image", "inspect"),
 		a.pruneCmd("images without a name", func(ctx context.Context, c *client.Client, f client.Filters, all bool) ([]string, uint64, error) {
 			if all {
 				if f == nil {

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
+	"strings"
 
+	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/container"
 	"github.com/spf13/cobra"
 
@@ -80,10 +83,23 @@ func (a *app) create(cmd *cobra.Command, c *client.Client, f *runFlags, args []s
 			return "", &exitError{125, fmt.Errorf("cannot write the id: %q exists already, maybe of another run", f.cidfile)}
 		}
 	}
+	if f.pull == "always" {
+		if err := a.pullFor(cmd.Context(), c, f, cfg.Image); err != nil {
+			return "", &exitError{125, explain(err)}
+		}
+	}
 	made, err := c.ContainerCreate(cmd.Context(), f.name, f.platform, cfg, host, net)
+	if client.IsNotFound(err) && f.pull == "missing" && strings.HasPrefix(err.Error(), "No such image: ") {
+		if !f.quiet {
+			fmt.Fprintf(a.err, "Unable to find image '%s' locally\n", familiarTag(cfg.Image))
+		}
+		if err = a.pullFor(cmd.Context(), c, f, cfg.Image); err == nil {
+			made, err = c.ContainerCreate(cmd.Context(), f.name, f.platform, cfg, host, net)
+		}
+	}
 	if err != nil {
-		if client.IsNotFound(err) {
-			err = &hinted{err, "bring an image with `proa load -i FILE` or `proa import FILE NAME`; `proa images` lists what is here"}
+		if client.IsNotFound(err) && f.pull == "never" {
+			err = &hinted{err, "leave out --pull never to fetch it from its registry, or bring it with `proa load -i FILE`; `proa images` lists what is here"}
 		}
 		return "", &exitError{125, explain(err)}
 	}
@@ -96,6 +112,28 @@ func (a *app) create(cmd *cobra.Command, c *client.Client, f *runFlags, args []s
 		}
 	}
 	return made.ID, nil
+}
+
+// pullFor fetches the image of a run; how that goes is no output of the run.
+func (a *app) pullFor(ctx context.Context, c *client.Client, f *runFlags, image string) error {
+	named, err := parseRef(image)
+	if err != nil {
+		return err
+	}
+	out := a.err
+	if f.quiet {
+		out = io.Discard
+	}
+	return a.pull(ctx, c, reference.TagNameOnly(named), f.platform, f.quiet, out)
+}
+
+// familiarTag is an image's name as people write it, with its tag.
+func familiarTag(image string) string {
+	named, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return image
+	}
+	return reference.FamiliarString(reference.TagNameOnly(named))
 }
 
 // run is create, attach, wait, start, in that order, so that neither the first

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,7 +23,8 @@ import (
 
 // runFlags are the flags that run and create share, by Docker's names.
 type runFlags struct {
-	name, platform, cidfile                                  string
+	name, platform, cidfile, pull                            string
+	quiet                                                    bool
 	interactive, tty, init, vm                               bool
 	isolation, runtime                                       string
 	env, envFile, label, volume, mounts, tmpfs, publish      []string
@@ -50,6 +52,8 @@ func (f *runFlags) add(s *pflag.FlagSet) {
 	s.StringVar(&f.runtime, "runtime", "", "same as --isolation, by Docker's other name")
 	s.StringVar(&f.name, "name", "", "name of the container")
 	s.StringVar(&f.platform, "platform", "", "platform of the image, os/arch[/variant]")
+	s.StringVar(&f.pull, "pull", "missing", "fetch the image first: missing, always or never")
+	s.BoolVarP(&f.quiet, "quiet", "q", false, "do not show how the image is fetched")
 	s.StringVar(&f.cidfile, "cidfile", "", "write the container's id to this file")
 	s.BoolVarP(&f.interactive, "interactive", "i", false, "keep standard input open")
 	s.BoolVarP(&f.tty, "tty", "t", false, "give the process a terminal")
@@ -125,6 +129,9 @@ func (f *runFlags) add(s *pflag.FlagSet) {
 func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *container.HostConfig, *network.NetworkingConfig, error) {
 	fail := func(err error) (*container.Config, *container.HostConfig, *network.NetworkingConfig, error) {
 		return nil, nil, nil, err
+	}
+	if !slices.Contains([]string{"missing", "always", "never"}, f.pull) {
+		return fail(fmt.Errorf("--pull %q: use missing, always or never", f.pull))
 	}
 	cfg := &container.Config{
 		Image: args[0], Cmd: args[1:], Hostname: f.hostname, Domainname: f.domainname, User: f.user,

@@ -115,13 +115,17 @@ func (c *Client) Stream(ctx context.Context, method, path string, query url.Valu
 	if err != nil {
 		return nil, err
 	}
+	return c.send(req)
+}
+
+func (c *Client) send(req *http.Request) (io.ReadCloser, error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
 		var dial *DialError
 		if errors.As(err, &dial) {
 			return nil, dial
 		}
-		return nil, fmt.Errorf("cannot %s %s: %w", method, path, err)
+		return nil, fmt.Errorf("cannot %s %s: %w", req.Method, req.URL.Path, err)
 	}
 	if resp.StatusCode >= 400 {
 		defer resp.Body.Close()

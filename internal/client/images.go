@@ -7,8 +7,11 @@ import (
 	"net/http"
 	"net/url"
 
+	"github.com/distribution/reference"
+	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/api/types/volume"
 )
@@ -83,11 +86,17 @@ func (c *Client) ImageSave(ctx context.Context, refs []string) (io.ReadCloser, e
 	return c.Stream(ctx, http.MethodGet, "/images/get", url.Values{"names": refs}, nil, "")
 }
 
-// Progress is one message of a long request (load, import).
+// Progress is one message of a long request (load, import, pull, push).
 type Progress struct {
-	Stream      string `json:"stream"`
-	Status      string `json:"status"`
-	ID          string `json:"id"`
+	Stream string `json:"stream"`
+	Status string `json:"status"`
+	ID     string `json:"id"`
+	// Detail is set where the message is about something that moves, such as a
+	// layer; Total is 0 where it is not counted.
+	Detail *struct {
+		Current int64 `json:"current"`
+		Total   int64 `json:"total"`
+	} `json:"progressDetail"`
 	Error       string `json:"error"`
 	ErrorDetail *struct {
 		Message string `json:"message"`
@@ -138,6 +147,60 @@ func (c *Client) ImageImport(ctx context.Context, r io.Reader, repo, tag, messag
 		return err
 	}
 	return progress(body, show)
+}
+
+// ImagePull fetches an image, of which a name without a tag or digest means
+// all tags. platform may be empty.
+func (c *Client) ImagePull(ctx context.Context, ref, platform string, auth registry.AuthConfig, show func(Progress)) error {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return err
+	}
+	q := url.Values{"fromImage": {named.Name()}}
+	switch n := named.(type) {
+	case reference.Digested:
+		q.Set("tag", n.Digest().String())
+	case reference.Tagged:
+		q.Set("tag", n.Tag())
+	}
+	if platform != "" {
+		q.Set("platform", platform)
+	}
+	return c.moved(ctx, "/images/create", q, auth, show)
+}
+
+// ImagePush sends an image to its registry; a name without a tag means all
+// tags that are here.
+func (c *Client) ImagePush(ctx context.Context, named reference.Named, auth registry.AuthConfig, show func(Progress)) error {
+	q := url.Values{}
+	if t, ok := named.(reference.Tagged); ok {
+		q.Set("tag", t.Tag())
+	}
+	return c.moved(ctx, "/images/"+named.Name()+"/push", q, auth, show)
+}
+
+func (c *Client) moved(ctx context.Context, path string, q url.Values, auth registry.AuthConfig, show func(Progress)) error {
+	req, err := c.request(ctx, http.MethodPost, path, q, nil, "")
+	if err != nil {
+		return err
+	}
+	header, err := authconfig.Encode(auth)
+	if err != nil {
+		return err
+	}
+	req.Header.Set(registry.AuthHeader, header)
+	body, err := c.send(req)
+	if err != nil {
+		return err
+	}
+	return progress(body, show)
+}
+
+// Login finds out whether a registry accepts credentials.
+func (c *Client) Login(ctx context.Context, auth registry.AuthConfig) (registry.AuthResponse, error) {
+	var out registry.AuthResponse
+	err := c.Do(ctx, http.MethodPost, "/auth", nil, auth, &out)
+	return out, err
 }
 
 // VolumeCreate makes a volume; an empty name gets one.

@@ -18,6 +18,8 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/spf13/pflag"
+
+	"proa/internal/image/remote"
 )
 
 // Where things are unless the configuration says otherwise.
@@ -42,6 +44,8 @@ type Config struct {
 
 	Isolation       string // what a container gets that names none
 	StorageStrategy string
+	MaxLayerSize    string // what one layer may unpack to
+	CertsDir        string // of registries
 	Bridge          string
 	BIP             string // subnet of the bridge
 	BIP6            string
@@ -77,6 +81,8 @@ func (c *Config) flags() *pflag.FlagSet {
 	f.StringVarP(&c.PidFile, "pidfile", "p", "", "file with the engine's process id (default <exec-root>/proad.pid)")
 	f.StringVar(&c.Isolation, "isolation", "container", "what a container gets that names none: container or vm")
 	f.StringVar(&c.StorageStrategy, "storage-strategy", "", "force how images are mounted: file, loop or extract")
+	f.StringVar(&c.MaxLayerSize, "max-layer-size", "64g", "how much one layer of an image may unpack to")
+	f.StringVar(&c.CertsDir, "certs-dir", remote.DefaultCertsDir, "certificates of registries: <host[:port]>/*.crt are authorities, x.cert and x.key what to show the registry")
 	f.StringVarP(&c.Bridge, "bridge", "b", defaultBridge, "name of the bridge")
 	f.StringVar(&c.BIP, "bip", "", "IPv4 subnet of the bridge, as 172.30.0.0/16 (default: a free one)")
 	f.StringVar(&c.BIP6, "bip6", "", "IPv6 subnet of the bridge, or none (default: a unique local one where the host has IPv6)")
@@ -197,6 +203,9 @@ func (c *Config) complete() error {
 	if _, err := c.level(); err != nil {
 		return err
 	}
+	if _, err := c.maxLayer(); err != nil {
+		return err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("cannot find this program: %w", err)
@@ -220,6 +229,14 @@ func (c *Config) complete() error {
 		c.GuestKernel = []string{filepath.Join(beside, "../lib/proa/kernel"), filepath.Join(beside, "../.cache/kernel"), filepath.Join(c.DataRoot, "kernel")}
 	}
 	return nil
+}
+
+func (c *Config) maxLayer() (int64, error) {
+	n, err := units.RAMInBytes(c.MaxLayerSize)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("--max-layer-size %q: use a number of bytes, with a unit as in 64g", c.MaxLayerSize)
+	}
+	return n, nil
 }
 
 func (c *Config) level() (slog.Level, error) {

@@ -29,6 +29,7 @@ import (
 	"proa/internal/engine"
 	"proa/internal/event"
 	"proa/internal/image"
+	"proa/internal/image/remote"
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm/machine"
 	"proa/internal/network"
@@ -119,14 +120,15 @@ type house struct {
 	log     *slog.Logger
 	closers []func() error // in order of opening
 
-	db       *state.DB
-	images   *image.Store
-	volumes  *volume.Store
-	network  *network.Manager
-	machines *machine.Factory
-	events   *event.Ring
-	engine   *engine.Engine
-	builders *builder.Builders
+	db         *state.DB
+	images     *image.Store
+	registries *remote.Client
+	volumes    *volume.Store
+	network    *network.Manager
+	machines   *machine.Factory
+	events     *event.Ring
+	engine     *engine.Engine
+	builders   *builder.Builders
 }
 
 func (h *house) closing(f func() error) { h.closers = append(h.closers, f) }
@@ -150,7 +152,13 @@ func (h *house) open(ctx context.Context) (err error) {
 	h.events = event.New(eventsKept)
 
 	var eng atomic.Pointer[engine.Engine]
+	most, err := h.cfg.maxLayer()
+	if err != nil {
+		return err
+	}
+	h.registries = remote.New(remote.Config{CertsDir: h.cfg.CertsDir})
 	h.images, err = image.Open(ctx, image.Config{
+		Registries: h.registries, MaxLayerBytes: most,
 		Root: filepath.Join(data, "image"), Mounts: filepath.Join(run, "image"), Strategy: h.cfg.StorageStrategy, DB: h.db,
 		Running: func(holder string) bool {
 			id, ours := strings.CutPrefix(holder, "container/")
@@ -232,7 +240,7 @@ func (h *house) openMachines() error {
 
 func (h *house) rooms() api.Rooms {
 	return api.Rooms{
-		Engine: h.engine, Images: h.images, Volumes: h.volumes, Builders: h.builders, Log: h.log, Host: h.host(),
+		Engine: h.engine, Images: h.images, Registries: h.registries, Volumes: h.volumes, Builders: h.builders, Log: h.log, Host: h.host(),
 		Publish: func(kind, action, id string, attributes map[string]string) {
 			h.events.Publish(event.Event{Type: kind, Action: action, ID: id, Attributes: attributes})
 		},

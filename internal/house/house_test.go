@@ -25,7 +25,7 @@ var rank = map[string]int{
 	"internal/isolation/userdb": 2,
 	"internal/sys/cgroup":       2, "internal/rootfs": 2,
 	"internal/image": 3, "internal/volume": 3, "internal/network": 3, "internal/logs": 3,
-	"internal/image/erofs": 1, "internal/image/flat": 2,
+	"internal/image/erofs": 1, "internal/image/flat": 2, "internal/image/remote": 2,
 	"internal/builder/store": 4, "internal/build/store": 2,
 	"internal/isolation/container": 4, "internal/isolation/vm": 4,
 	"internal/isolation/container/seccomp": 3,

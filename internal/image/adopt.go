@@ -18,6 +18,7 @@ type ready struct {
 	id       digest.Digest
 	config   *parsed
 	manifest *ocispec.Manifest
+	from     ocispec.Descriptor // of manifest
 }
 
 // Adopt makes an image of a manifest, or of the index that leads to one for

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -30,6 +31,17 @@ type archive struct {
 type candidate struct {
 	target ocispec.Descriptor
 	names  []string // full
+	// What is wanted of an index: the image with this config, or else the
+	// image for a platform, nil for this host's.
+	want digest.Digest
+	plf  *ocispec.Platform
+}
+
+func (c candidate) platform() ocispec.Platform {
+	if c.plf != nil {
+		return *c.plf
+	}
+	return platforms.DefaultSpec()
 }
 
 // The documents that say what an archive holds.

@@ -179,10 +179,8 @@ func (s *Store) manifest(ctx context.Context, desc ocispec.Descriptor) (*ocispec
 	return &m, nil
 }
 
-// children gives what desc refers to and is here: an index of many platforms
-// may have come with the manifest of one. Each child is told apart by kind.
-func (s *Store) children(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-	var all []ocispec.Descriptor
+// refs gives what desc refers to, whether it is here or not.
+func (s *Store) refs(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 	switch {
 	case images.IsIndexType(desc.MediaType):
 		raw, err := s.readJSON(ctx, desc, "image index")
@@ -193,13 +191,23 @@ func (s *Store) children(ctx context.Context, desc ocispec.Descriptor) ([]ocispe
 		if err := decodeJSON(raw, "image index "+desc.Digest.String(), &idx); err != nil {
 			return nil, err
 		}
-		all = idx.Manifests
+		return idx.Manifests, nil
 	case images.IsManifestType(desc.MediaType):
 		m, err := s.manifest(ctx, desc)
 		if err != nil {
 			return nil, err
 		}
-		all = append([]ocispec.Descriptor{m.Config}, m.Layers...)
+		return append([]ocispec.Descriptor{m.Config}, m.Layers...), nil
+	}
+	return nil, nil
+}
+
+// children gives what desc refers to and is here: an index of many platforms
+// may have come with the manifest of one. Each child is told apart by kind.
+func (s *Store) children(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	all, err := s.refs(ctx, desc)
+	if err != nil {
+		return nil, err
 	}
 	var here []ocispec.Descriptor
 	for _, d := range all {

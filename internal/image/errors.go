@@ -29,10 +29,15 @@ func (e *DigestError) Unwrap() error { return errdefs.ErrInvalidArgument }
 type PlatformError struct {
 	Want string   // "linux/amd64"
 	Have []string // what the image offers
+	// Asked is set when somebody named the platform, and it is not the host's.
+	Asked bool
 }
 
 // Error names both platforms.
 func (e *PlatformError) Error() string {
+	if e.Asked {
+		return fmt.Sprintf("the image is for %s and not for %s, which was asked for", list(e.Have), e.Want)
+	}
 	return fmt.Sprintf("the image is for %s and this host is %s", list(e.Have), e.Want)
 }
 

@@ -1,6 +1,6 @@
 // Package image owns images: their names, blobs, flat layers and merged
 // indexes, the leases that keep them, and the garbage collection that removes
-// what nobody needs. It loads, saves, imports and mounts them.
+// what nobody needs. It loads, saves, imports, pulls, pushes and mounts them.
 //
 // Below its root lie
 //
@@ -46,6 +46,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"proa/internal/image/flat"
+	"proa/internal/image/remote"
 	"proa/internal/image/snapshot"
 	"proa/internal/state"
 )
@@ -75,6 +76,8 @@ type Config struct {
 
 	// MaxLayerBytes is how much one layer may unpack to; 0 means 64 GiB.
 	MaxLayerBytes int64
+	// Registries is the way to registries; nil is one with default rules.
+	Registries *remote.Client
 	// Running tells whether the holder of a lease runs, so that Remove with
 	// force knows what it must not take away. Nil: no holder runs.
 	Running func(holder string) bool
@@ -107,6 +110,7 @@ type Store struct {
 	cleaning sync.Mutex         // held by the one who removes; taken before work
 	layers   singleflight.Group // by diffID
 	indexes  singleflight.Group // by chainID
+	fetches  fetches
 	mounts   mounts
 
 	cacheMu sync.Mutex
@@ -160,6 +164,9 @@ type Image struct {
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.MaxLayerBytes == 0 {
 		cfg.MaxLayerBytes = defaultMax
+	}
+	if cfg.Registries == nil {
+		cfg.Registries = remote.New(remote.Config{})
 	}
 	if cfg.Idle == 0 {
 		cfg.Idle = 10 * time.Minute

@@ -114,18 +114,8 @@ func (s *Store) layer(ctx context.Context, blob ocispec.Descriptor, diffID diges
 }
 
 func (s *Store) unpack(ctx context.Context, blob ocispec.Descriptor, diffID digest.Digest) (*flat.Layer, error) {
-	at := s.layerDir(diffID)
-	l, err := flat.ReadLayer(at)
-	switch {
-	case err == nil:
-		return l, nil
-	case errdefs.IsDataLoss(err):
-		s.warn(fmt.Errorf("layer %s is damaged and will be made again: %w", diffID, err))
-		if err := os.RemoveAll(at); err != nil {
-			return nil, fmt.Errorf("cannot remove damaged layer %s: %w", diffID, err)
-		}
-	case !errdefs.IsNotFound(err):
-		return nil, err
+	if l, err := s.haveLayer(diffID); l != nil || err != nil {
+		return l, err
 	}
 	return s.write(ctx, blob, diffID)
 }
@@ -146,6 +136,26 @@ func (s *Store) write(ctx context.Context, blob ocispec.Descriptor, diffID diges
 	a := readAhead(r)
 	defer a.Close()
 	return flat.Write(ctx, a, filepath.Join(s.cfg.Root, "flat"), flat.Limits{Bytes: s.cfg.MaxLayerBytes, Want: diffID})
+}
+
+// haveLayer gives the flat layer diffID if there is one. A damaged one is
+// removed.
+func (s *Store) haveLayer(diffID digest.Digest) (*flat.Layer, error) {
+	at := s.layerDir(diffID)
+	l, err := flat.ReadLayer(at)
+	switch {
+	case err == nil:
+		return l, nil
+	case errdefs.IsDataLoss(err):
+		s.warn(fmt.Errorf("layer %s is damaged and will be made again: %w", diffID, err))
+		if err := os.RemoveAll(at); err != nil {
+			return nil, fmt.Errorf("cannot remove damaged layer %s: %w", diffID, err)
+		}
+		return nil, nil
+	case errdefs.IsNotFound(err):
+		return nil, nil
+	}
+	return nil, err
 }
 
 // index makes the merged index of a stack of layers if there is none.

@@ -181,7 +181,7 @@ func (s *Store) resolve(ctx context.Context, c candidate) (*ready, error) {
 		if !images.IsIndexType(desc.MediaType) {
 			break
 		}
-		next, err := s.choose(ctx, desc)
+		next, err := s.choose(ctx, desc, c)
 		if err != nil {
 			return nil, err
 		}
@@ -201,7 +201,7 @@ func (s *Store) resolve(ctx context.Context, c candidate) (*ready, error) {
 	if err != nil {
 		return nil, err
 	}
-	host := platforms.DefaultSpec()
+	host := c.platform()
 	have := ocispec.Platform{OS: p.oci.OS, Architecture: p.oci.Architecture, Variant: p.oci.Variant}
 	if have.OS == "" {
 		have.OS = "linux"
@@ -209,8 +209,12 @@ func (s *Store) resolve(ctx context.Context, c candidate) (*ready, error) {
 	if have.Architecture == "" {
 		have.Architecture = host.Architecture
 	}
-	if !platforms.Only(host).Match(platforms.Normalize(have)) {
-		return nil, &PlatformError{Want: plat(host), Have: []string{plat(have)}}
+	if c.want != "" {
+		if m.Config.Digest != c.want {
+			return nil, fmt.Errorf("%s is not the manifest of image %s: %w", desc.Digest, c.want, errdefs.ErrNotFound)
+		}
+	} else if !platforms.Only(host).Match(platforms.Normalize(have)) {
+		return nil, &PlatformError{Want: plat(host), Have: []string{plat(have)}, Asked: c.plf != nil}
 	}
 	if len(m.Layers) != len(p.oci.RootFS.DiffIDs) {
 		return nil, fmt.Errorf("image manifest %s has %d layers and its config names %d: %w", desc.Digest, len(m.Layers), len(p.oci.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
@@ -220,7 +224,7 @@ func (s *Store) resolve(ctx context.Context, c candidate) (*ready, error) {
 			return nil, fmt.Errorf("layer %d of image manifest %s: %w", i+1, desc.Digest, err)
 		}
 	}
-	return &ready{candidate: c, id: m.Config.Digest, config: p, manifest: m}, nil
+	return &ready{candidate: c, id: m.Config.Digest, config: p, manifest: m, from: desc}, nil
 }
 
 // plat is a platform for people: without the "v1" that every amd64 is.
@@ -233,14 +237,14 @@ func plat(p ocispec.Platform) string {
 	return out
 }
 
-// choose picks the manifest of an index for this host, among those that are
-// here.
-func (s *Store) choose(ctx context.Context, index ocispec.Descriptor) (ocispec.Descriptor, error) {
+// choose picks the manifest of an index that the candidate wants, among those
+// that are here.
+func (s *Store) choose(ctx context.Context, index ocispec.Descriptor, c candidate) (ocispec.Descriptor, error) {
 	kids, err := s.children(ctx, index)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	host := platforms.Only(platforms.DefaultSpec())
+	host := platforms.Only(c.platform())
 	var best *ocispec.Descriptor
 	var have []string
 	for _, d := range kids {
@@ -252,10 +256,16 @@ func (s *Store) choose(ctx context.Context, index ocispec.Descriptor) (ocispec.D
 				return ocispec.Descriptor{}, err
 			}
 		}
-		if d.Platform == nil && images.IsManifestType(d.MediaType) {
+		if (d.Platform == nil || c.want != "") && images.IsManifestType(d.MediaType) {
 			m, err := s.manifest(ctx, d)
 			if err != nil {
 				return ocispec.Descriptor{}, err
+			}
+			if c.want != "" {
+				if m.Config.Digest == c.want {
+					return d, nil
+				}
+				continue
 			}
 			p, err := s.config(ctx, m.Config.Digest)
 			if err != nil {
@@ -274,7 +284,10 @@ func (s *Store) choose(ctx context.Context, index ocispec.Descriptor) (ocispec.D
 		best = &d
 	}
 	if best == nil {
-		return ocispec.Descriptor{}, &PlatformError{Want: plat(platforms.DefaultSpec()), Have: have}
+		if c.want != "" {
+			return ocispec.Descriptor{}, fmt.Errorf("index %s holds no manifest of image %s: %w", index.Digest, c.want, errdefs.ErrNotFound)
+		}
+		return ocispec.Descriptor{}, &PlatformError{Want: plat(c.platform()), Have: have, Asked: c.plf != nil}
 	}
 	return *best, nil
 }
@@ -308,8 +321,8 @@ func (s *Store) guessType(ctx context.Context, d ocispec.Descriptor) (string, er
 // unpacked. What the media type says about packing is not trusted: the
 // stream's first bytes tell.
 func (s *Store) checkLayer(ctx context.Context, l ocispec.Descriptor) error {
-	if strings.Contains(l.MediaType, "+encrypted") || l.MediaType != "" && !images.IsLayerType(l.MediaType) || l.MediaType == images.MediaTypeErofsLayer {
-		return fmt.Errorf("media type %q is not supported: %w", l.MediaType, errdefs.ErrInvalidArgument)
+	if err := checkLayerType(l); err != nil {
+		return err
 	}
 	info, err := s.blobs.Info(in(ctx), l.Digest)
 	if errdefs.IsNotFound(err) {
@@ -320,6 +333,13 @@ func (s *Store) checkLayer(ctx context.Context, l ocispec.Descriptor) error {
 	}
 	if info.Size != l.Size {
 		return fmt.Errorf("blob %s has %d bytes and the manifest says %d: %w", l.Digest, info.Size, l.Size, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func checkLayerType(l ocispec.Descriptor) error {
+	if strings.Contains(l.MediaType, "+encrypted") || l.MediaType != "" && !images.IsLayerType(l.MediaType) || l.MediaType == images.MediaTypeErofsLayer {
+		return fmt.Errorf("media type %q is not supported: %w", l.MediaType, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

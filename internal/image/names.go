@@ -32,6 +32,10 @@ func recordID(r images.Image) digest.Digest { return digest.Digest(r.Labels[idLa
 
 func isDangling(r images.Image) bool { return strings.HasPrefix(r.Name, danglingPrefix) }
 
+// isTagged tells whether a record's name is one that people give: neither a
+// dangling image's nor that of one that was pulled by its digest.
+func isTagged(r images.Image) bool { return !strings.Contains(r.Name, "@") }
+
 // parseName makes a name full: "busybox" becomes
 // "docker.io/library/busybox:latest". A digest is not a name.
 func parseName(name string) (reference.NamedTagged, error) {
@@ -205,7 +209,9 @@ func (s *Store) image(ctx context.Context, id digest.Digest, all []images.Image)
 		if err != nil {
 			return nil, fmt.Errorf("cannot read image record %q: %w: %w", r.Name, err, errdefs.ErrDataLoss)
 		}
-		img.Names = append(img.Names, reference.FamiliarString(n))
+		if isTagged(r) {
+			img.Names = append(img.Names, reference.FamiliarString(n))
+		}
 		if d := reference.FamiliarName(n) + "@" + r.Target.Digest.String(); !slices.Contains(img.Digests, d) {
 			img.Digests = append(img.Digests, d)
 		}

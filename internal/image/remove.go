@@ -107,7 +107,9 @@ func (s *Store) untag(ctx context.Context, gone, named []images.Image) ([]Remove
 		if err := s.records.Delete(ctx, r.Name); err != nil {
 			return nil, fmt.Errorf("cannot remove image name %q: %w", r.Name, err)
 		}
-		out = append(out, Removed{Untagged: familiar(r.Name)})
+		if isTagged(r) {
+			out = append(out, Removed{Untagged: familiar(r.Name)})
+		}
 	}
 	// A repository that keeps no name of the image loses its digest, too.
 	lost := map[string]bool{}
@@ -135,6 +137,9 @@ func nameAt(named []images.Image, ref string) string {
 	}
 	var found []string
 	for _, r := range named {
+		if r.Name == n.String() {
+			return r.Name // it was pulled by its digest
+		}
 		if repository(r.Name) == reference.FamiliarName(n) {
 			found = append(found, r.Name)
 		}
@@ -208,7 +213,7 @@ func (s *Store) Prune(ctx context.Context, all bool, filters map[string][]string
 	}
 	var out []Removed
 	for _, img := range list {
-		if len(img.Names) > 0 && !all || !f.match(img) {
+		if len(img.Digests) > 0 && !all || !f.match(img) {
 			continue
 		}
 		gone, err := s.pruneOne(ctx, img)
@@ -243,15 +248,19 @@ func (s *Store) pruneOne(ctx context.Context, img *Image) ([]Removed, error) {
 			return fmt.Errorf("cannot list images: %w", err)
 		}
 		var mine, named []images.Image
+		tags := 0
 		for _, r := range recs {
 			if recordID(r) == img.ID {
 				mine = append(mine, r)
 				if !isDangling(r) {
 					named = append(named, r)
 				}
+				if isTagged(r) {
+					tags++
+				}
 			}
 		}
-		if len(mine) == 0 || len(named) != len(img.Names) {
+		if len(mine) == 0 || tags != len(img.Names) {
 			return nil
 		}
 		if out, err = s.untag(ctx, named, named); err != nil {

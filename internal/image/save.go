@@ -59,10 +59,10 @@ func (s *Store) Save(ctx context.Context, w io.Writer, refs []string) (err error
 // choices turns references into targets with names, and leases them.
 func (s *Store) choices(ctx context.Context, j *job, refs []string) ([]candidate, error) {
 	var out []candidate
-	add := func(t ocispec.Descriptor, name string) {
-		i := slices.IndexFunc(out, func(c candidate) bool { return c.target.Digest == t.Digest })
+	add := func(t ocispec.Descriptor, id digest.Digest, name string) {
+		i := slices.IndexFunc(out, func(c candidate) bool { return c.target.Digest == t.Digest && c.want == id })
 		if i < 0 {
-			out = append(out, candidate{target: t})
+			out = append(out, candidate{target: t, want: id})
 			i = len(out) - 1
 		}
 		if name != "" && !slices.Contains(out[i].names, name) {
@@ -78,7 +78,11 @@ func (s *Store) choices(ctx context.Context, j *job, refs []string) ([]candidate
 		for _, ref := range refs {
 			if repo, ok := wholeRepository(all, ref); ok {
 				for _, r := range repo {
-					add(r.Target, r.Name)
+					if isTagged(r) {
+						add(r.Target, recordID(r), r.Name)
+					} else {
+						add(r.Target, recordID(r), "")
+					}
 				}
 				continue
 			}
@@ -92,7 +96,7 @@ func (s *Store) choices(ctx context.Context, j *job, refs []string) ([]candidate
 					t = r.Target
 				}
 			}
-			add(t, name)
+			add(t, id, name)
 		}
 		for _, c := range out {
 			if err := s.leases.AddResource(ctx, j.lease, leases.Resource{ID: c.target.Digest.String(), Type: "content"}); err != nil {
