@@ -51,6 +51,12 @@ func newWorker(ctx context.Context, cfg wire.Config, p Parts, records *metadata.
 	if err := os.MkdirAll(pools, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot make the builder's directory: %w", err)
 	}
+	// BuildKit would make the blobs of lowest layers itself, out of what it takes
+	// for an upper directory. Those have to come from the engine as well, which
+	// gives them the diffID of the layer that it has.
+	if err := os.Setenv("BUILDKIT_DEBUG_FORCE_OVERLAY_DIFF", "false"); err != nil {
+		return nil, err
+	}
 	w, err := base.NewWorker(ctx, base.WorkerOpt{
 		ID:   "proa-" + cfg.Kind,
 		Root: cfg.Root,

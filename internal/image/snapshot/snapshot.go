@@ -231,9 +231,6 @@ func (s *Store) create(ctx context.Context, kind snapshots.Kind, key, parent str
 	defer func() {
 		if err != nil {
 			s.leave(hold)
-			if p.dir != 0 {
-				s.removeDir(p.dir)
-			}
 		}
 	}()
 	if !taken {
@@ -241,9 +238,7 @@ func (s *Store) create(ctx context.Context, kind snapshots.Kind, key, parent str
 			return nil, fmt.Errorf("cannot make snapshot %q: %w", key, err)
 		}
 		if kind == snapshots.KindActive {
-			if p.dir, err = s.makeDir(hold.at); err != nil {
-				return nil, fmt.Errorf("cannot make snapshot %q: %w", key, err)
-			}
+			p.dir = s.next.Add(1)
 		}
 	}
 	if err := s.update(ctx, p, func(ctx context.Context) (err error) {
@@ -262,6 +257,10 @@ func (s *Store) create(ctx context.Context, kind snapshots.Kind, key, parent str
 		s.dirs[p.dir] = p.key
 	}
 	s.mu.Unlock()
+	if err := s.makeDir(p.dir, hold.at); err != nil {
+		hold = holding{} // it is the snapshot's now
+		return nil, fmt.Errorf("cannot make snapshot %q: %w", key, errors.Join(err, s.Remove(ctx, key)))
+	}
 	return s.mounts(kind, p.dir, hold), nil
 }
 
@@ -286,29 +285,35 @@ func (s *Store) leave(h holding) {
 	}
 }
 
-// makeDir makes a directory for an active snapshot over what is attached at
-// lower. The root of the overlay is that of upper, so it looks like lower's.
-func (s *Store) makeDir(lower string) (uint64, error) {
-	n := s.next.Add(1)
+// makeDir makes the directory of an active snapshot over what is attached at
+// lower, unless it is there; there is none of number 0. It is made after the
+// record, whose transaction would have to wait until it has reached the disk
+// as well, and once more by whoever wants mounts after a crash in between. The
+// root of the overlay is that of upper, so it looks like lower's.
+func (s *Store) makeDir(n uint64, lower string) error {
+	if n == 0 {
+		return nil
+	}
 	if lower == "" {
-		for _, d := range []string{s.dir(n), s.upper(n)} {
-			if err := os.Mkdir(d, 0o755); err != nil {
-				return n, err
-			}
+		if err := os.Mkdir(s.dir(n), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
 		}
-		// Not Mkdir's to give: the mode is less the umask.
-		return n, os.Chmod(s.upper(n), 0o755)
+		err := os.Mkdir(s.upper(n), 0o755)
+		if errors.Is(err, fs.ErrExist) {
+			return nil
+		}
+		return errors.Join(err, os.Chmod(s.upper(n), 0o755)) // whatever the umask
 	}
 	root, err := sys.OpenPath(lower)
 	if err != nil {
-		return n, err
+		return err
 	}
 	defer root.Close()
 	layer, err := sys.WritableLayer(s.dir(n), root)
 	if err != nil {
-		return n, err
+		return err
 	}
-	return n, layer.Close()
+	return layer.Close()
 }
 
 // removeDir removes a directory in the background. A crash leaves the rest of
@@ -358,11 +363,9 @@ func (s *Store) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot mount snapshot %q: %w", key, err)
 	}
-	// A workdir is missing where the snapshot got its first layer meanwhile.
-	if r.Kind == snapshots.KindActive && h.at != "" {
-		if err := os.Mkdir(filepath.Join(s.dir(r.Dir), "work"), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("cannot mount snapshot %q: %w", key, err)
-		}
+	// This also makes the workdir of one that got its first layer meanwhile.
+	if err := s.makeDir(r.Dir, h.at); err != nil {
+		return nil, fmt.Errorf("cannot mount snapshot %q: %w", key, err)
 	}
 	return s.mounts(r.Kind, r.Dir, h), nil
 }
