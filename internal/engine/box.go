@@ -50,6 +50,7 @@ type live struct {
 	waiters   []*waiter
 	told      []told        // answers that publish delivers
 	pending   []*Attachment // attached before the start
+	service   *service      // a guest that serves the files of a VM that does not run
 	backoff   backoff
 	unplan    func() bool // stops the planned restart
 	planned   int         // number of the plan that is valid

@@ -126,6 +126,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 func (e *Engine) Close() error {
 	e.stop()
 	for _, b := range e.boxes() {
+		e.endService(b) // who uses it learns that it is gone
 		b.letGo()
 	}
 	e.work.Wait()

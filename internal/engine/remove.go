@@ -97,6 +97,7 @@ func (e *Engine) erase(ctx context.Context, b *box, volumes bool) (err error) {
 			err = fmt.Errorf("cannot remove container %s: %w", short(b.id), err)
 		}
 	}()
+	e.endService(b)
 	var rec record
 	b.read(func(r *record, _ *live) { rec = *r })
 	marker, err := e.markGone(b.id, volumes)

@@ -65,6 +65,7 @@ func (e *Engine) start(ctx context.Context, b *box) error {
 	if err := b.snap.Load().State.canBecome(b.id, Running); err != nil {
 		return err
 	}
+	e.endService(b)
 	sh, pid, err := e.launch(ctx, b)
 	if e.distrusts(b.id, err) {
 		sh, pid, err = e.launch(ctx, b)

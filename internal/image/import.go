@@ -82,6 +82,11 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes []s
 	config.Config = run
 	config.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{layer.DiffID}}
 	config.History = []ocispec.History{{Created: &now, Comment: message}}
+	return s.compose(ctx, j, config, []ocispec.Descriptor{blob}, names)
+}
+
+// compose makes an image of a config and of layers that are in the content store.
+func (s *Store) compose(ctx context.Context, j *job, config any, layers []ocispec.Descriptor, names []string) (*Image, error) {
 	raw, err := json.Marshal(config)
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode image config: %w", err)
@@ -94,7 +99,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes []s
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: ocispec.MediaTypeImageManifest,
 		Config:    cdesc,
-		Layers:    []ocispec.Descriptor{blob},
+		Layers:    layers,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode image manifest: %w", err)

@@ -102,3 +102,30 @@ func (t *Thread) PivotRoot(root *os.File) error {
 	}
 	return nil
 }
+
+// OwnMounts gives the thread a mount namespace of its own, a copy of the
+// present one, in which nothing that is mounted is seen by anybody else.
+func (t *Thread) OwnMounts() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("cannot make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("cannot make mounts private: %w", err)
+	}
+	return nil
+}
+
+// CloneRootOf makes a detached copy of the root of the process's mount
+// namespace, with the mounts below it when recursive. Nothing of the process's
+// files is looked up.
+func CloneRootOf(pidfd *os.File, recursive bool) (root *os.File, err error) {
+	err = OnThread(func(t *Thread) error {
+		if err := t.EnterMounts(pidfd); err != nil {
+			return err
+		}
+		// Entering makes its root the thread's.
+		root, err = CloneTree(nil, "/", recursive)
+		return err
+	})
+	return root, err
+}
