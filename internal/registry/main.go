@@ -280,7 +280,7 @@ func means(names []string, host string) bool {
 		host = h
 	}
 	host = strings.ToLower(strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"), "."))
-	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() || strings.HasSuffix(host, ".localhost") {
+	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() || host == "localhost" || strings.HasSuffix(host, ".localhost") {
 		return true
 	}
 	return slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, host) })
