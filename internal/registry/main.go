@@ -181,7 +181,7 @@ func serve(ctx context.Context, f serveFlags) (err error) {
 	if ca != nil {
 		at := net.JoinHostPort(names[0], strconv.Itoa(port))
 		log.Info("clients must be given the certificate of this registry's own authority", "file", ca.file, "fingerprint", ca.fingerprint(),
-			"proa", "install -D -m 644 ca.crt /etc/proa/certs.d/"+at+"/ca.crt", "docker", "install -D -m 644 ca.crt /etc/docker/certs.d/"+at+"/ca.crt")
+			"there", "install -D -m 644 ca.crt /etc/docker/certs.d/"+at+"/ca.crt")
 	}
 	sys.Notify("READY=1")
 	ended := make(chan error, 1)
