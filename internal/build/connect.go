@@ -7,6 +7,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"proa/internal/build/wire"
+	"proa/internal/image/remote"
+	"proa/internal/image/remote/hosts"
 )
 
 // Connect reaches the engine's store and steps through its socket.

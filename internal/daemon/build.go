@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"net"
-	"path/filepath"
 	"syscall"
 
 	"google.golang.org/grpc"
@@ -25,7 +24,7 @@ func (h *house) openBuilders() (err error) {
 	}
 	h.builders, err = builder.Open(builder.Config{
 		Binary: h.cfg.Builder, DataRoot: h.cfg.DataRoot, ExecRoot: h.cfg.ExecRoot, CgroupParent: h.cfg.CgroupParent,
-		Default: isolation.Kind(h.cfg.BuildIsolation), Idle: h.cfg.BuildIdle, Certs: []string{filepath.Join(filepath.Dir(defaultConfigFile), "certs.d"), "/etc/docker/certs.d"},
+		Default: isolation.Kind(h.cfg.BuildIsolation), Idle: h.cfg.BuildIdle, Certs: h.cfg.CertsDir,
 		Gateway: h.gateway, Log: h.log,
 		MaxCache: limit, Reserved: limit / 10, MinFree: disk / 20,
 		Serve: h.serveBuilder,
