@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 
 	"proa/internal/builder"
+	"proa/internal/builder/store"
 	"proa/internal/isolation"
 )
 
@@ -38,6 +39,7 @@ func (h *house) openBuilders() (err error) {
 
 // serveBuilder shows a builder the store and the steps.
 func (h *house) serveBuilder(kind isolation.Kind, l net.Listener) error {
-	s := grpc.NewServer()
+	s := grpc.NewServer(store.Options(func(err error) { h.log.Error("the builder's store", "err", err) })...)
+	store.Register(s, h.images)
 	return s.Serve(l)
 }
