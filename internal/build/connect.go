@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/leases"
 
+	"proa/internal/build/step"
 	"proa/internal/build/store"
 	"proa/internal/build/wire"
 	"proa/internal/image/remote"
@@ -22,7 +23,7 @@ func Connect(_ context.Context, cfg wire.Config) (_ Parts, closeConn func() erro
 	s := store.New(conn)
 	return Parts{
 		Content: s.Content, Snapshots: s.Snapshots, Applier: s.Applier, Differ: s.Differ, Images: s.Images,
-		Leases: ownLeases{s.Leases, cfg.Kind}, Collect: s.Collect, Hosts: hosts(cfg.Certs),
+		Leases: ownLeases{s.Leases, cfg.Kind}, Collect: s.Collect, Hosts: hosts.Registry(remote.New(remote.Config{CertsDir: cfg.Certs})), Executor: step.New(conn),
 	}, conn.Close, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 
 	"proa/internal/builder"
+	"proa/internal/builder/steps"
 	"proa/internal/builder/store"
 	"proa/internal/isolation"
 )
@@ -41,5 +42,6 @@ func (h *house) openBuilders() (err error) {
 func (h *house) serveBuilder(kind isolation.Kind, l net.Listener) error {
 	s := grpc.NewServer(store.Options(func(err error) { h.log.Error("the builder's store", "err", err) })...)
 	store.Register(s, h.images)
+	steps.Register(s, h.engine, kind)
 	return s.Serve(l)
 }
