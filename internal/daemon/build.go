@@ -2,13 +2,12 @@ package daemon
 
 import (
 	"net"
+	"path/filepath"
 	"syscall"
 
 	"google.golang.org/grpc"
 
 	"proa/internal/builder"
-	"proa/internal/builder/steps"
-	"proa/internal/builder/store"
 	"proa/internal/isolation"
 )
 
@@ -26,7 +25,7 @@ func (h *house) openBuilders() (err error) {
 	}
 	h.builders, err = builder.Open(builder.Config{
 		Binary: h.cfg.Builder, DataRoot: h.cfg.DataRoot, ExecRoot: h.cfg.ExecRoot, CgroupParent: h.cfg.CgroupParent,
-		Default: isolation.Kind(h.cfg.BuildIsolation), Idle: h.cfg.BuildIdle, Certs: h.cfg.CertsDir,
+		Default: isolation.Kind(h.cfg.BuildIsolation), Idle: h.cfg.BuildIdle, Certs: []string{filepath.Join(filepath.Dir(defaultConfigFile), "certs.d"), "/etc/docker/certs.d"},
 		Gateway: h.gateway, Log: h.log,
 		MaxCache: limit, Reserved: limit / 10, MinFree: disk / 20,
 		Serve: h.serveBuilder,
@@ -40,8 +39,6 @@ func (h *house) openBuilders() (err error) {
 
 // serveBuilder shows a builder the store and the steps.
 func (h *house) serveBuilder(kind isolation.Kind, l net.Listener) error {
-	s := grpc.NewServer(store.Options(func(err error) { h.log.Error("the builder's store", "err", err) })...)
-	store.Register(s, h.images)
-	steps.Register(s, h.engine, kind)
+	s := grpc.NewServer()
 	return s.Serve(l)
 }

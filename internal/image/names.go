@@ -244,11 +244,20 @@ func (s *Store) Tag(ctx context.Context, ref, newRef string) error {
 		if err != nil {
 			return fmt.Errorf("cannot list images: %w", err)
 		}
-		id, _, err := find(all, ref)
+		id, from, err := find(all, ref)
 		if err != nil {
 			return err
 		}
-		return s.name(ctx, all, id, targetOf(all, id), []string{name.String()})
+		// Two names of one image can point to two manifests of it, as when one
+		// was loaded and the other pulled: a tag keeps the one it is made of, so
+		// that a push has the digest that came in.
+		target := targetOf(all, id)
+		for _, r := range all {
+			if r.Name == from || recordID(r) == id && strings.HasSuffix(ref, r.Target.Digest.String()) {
+				target = r.Target
+			}
+		}
+		return s.name(ctx, all, id, target, []string{name.String()})
 	}))
 }
 
