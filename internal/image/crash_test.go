@@ -22,9 +22,12 @@ import (
 	"proa/internal/sys"
 )
 
-// The test binary is its own victim: with this variable it loads and removes
-// an archive over and over until it is killed.
-const victim = "PROA_TEST_LOAD_VICTIM"
+// The test binary is its own victim: with this variable it opens the store in
+// that directory and loads, or builds, over and over until it is killed.
+const (
+	victim     = "PROA_TEST_VICTIM"
+	victimWork = "PROA_TEST_VICTIM_WORK"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(victim); dir != "" {
@@ -44,6 +47,45 @@ func beVictim(dir string) error {
 	if err != nil {
 		return err
 	}
+	if os.Getenv(victimWork) == "build" {
+		return buildForever(ctx, s)
+	}
+	return loadForever(ctx, s, dir)
+}
+
+// kill runs a victim and kills it within the given time after it began.
+func kill(t *testing.T, dir, work string, after time.Duration) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), victim+"="+dir, victimWork+"="+work)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+		_ = cmd.Wait()
+		t.Fatalf("the victim did not start: %v %s", err, &stderr)
+	}
+	time.Sleep(after)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if stderr.Len() > 0 {
+		t.Fatalf("the victim failed by itself: %s", &stderr)
+	}
+}
+
+func loadForever(ctx context.Context, s *Store, dir string) error {
 	a, err := os.ReadFile(filepath.Join(dir, "archive"))
 	if err != nil {
 		return err
@@ -95,38 +137,12 @@ func TestKilledWhileLoading(t *testing.T) {
 	settle(t, s)
 	whole := tree(t, s)
 
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	seen := map[string]int{}
 	for range 12 {
-		cmd := exec.Command(self)
-		cmd.Env = append(os.Environ(), victim+"="+dir)
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
-			_ = cmd.Wait()
-			t.Fatalf("the victim did not start: %v %s", err, &stderr)
-		}
-		time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond)
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		_ = cmd.Wait()
-		if stderr.Len() > 0 {
-			t.Fatalf("the victim failed by itself: %s", &stderr)
-		}
+		kill(t, dir, "load", time.Duration(random.IntN(400))*time.Millisecond)
 
 		s := openAt(t, dir, nil)
 		got := tree(t, s)

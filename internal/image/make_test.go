@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -71,7 +72,14 @@ type file struct {
 func tarOf(t testing.TB, files ...file) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	w := tar.NewWriter(&b)
+	if err := writeTar(&b, files...); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func writeTar(out io.Writer, files ...file) error {
+	w := tar.NewWriter(out)
 	for _, f := range files {
 		h := &tar.Header{Name: f.name, Typeflag: f.kind, Mode: f.mode, Size: int64(len(f.body)), Linkname: f.link, ModTime: time.Unix(1700000000, 0)}
 		if h.Typeflag == 0 {
@@ -81,16 +89,13 @@ func tarOf(t testing.TB, files ...file) []byte {
 			h.Mode = 0o755
 		}
 		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
+			return err
 		}
-		if _, err := w.Write([]byte(f.body)); err != nil {
-			t.Fatal(err)
+		if _, err := io.WriteString(w, f.body); err != nil {
+			return err
 		}
 	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
+	return w.Close()
 }
 
 func pack(t testing.TB, kind compression, raw []byte) []byte {
