@@ -25,6 +25,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"proa/internal/image/snapshot"
 	"proa/internal/state"
@@ -458,4 +459,69 @@ func BenchmarkSnapshot(b *testing.B) {
 	for n, d := range map[string]time.Duration{"prepare": prepare, "commit": commit, "remove": remove} {
 		b.ReportMetric(float64(d.Microseconds())/float64(b.N), n+"-us")
 	}
+}
+
+// Many builds at once, with collections in between, get in nobody's way.
+func TestSnapshotsAtOnce(t *testing.T) {
+	s := openTest(t)
+	base := building(t, s)
+	step(t, base, s, "base", "", busy(t))
+	g, ctx := errgroup.WithContext(t.Context())
+	for b := range 6 {
+		g.Go(func() error {
+			sn := s.Snapshots()
+			for i := range 8 {
+				id := fmt.Sprintf("%d-%d", b, i)
+				l, err := s.LeaseManager().Create(ctx, leases.WithID(id))
+				if err != nil {
+					return err
+				}
+				ctx := leases.WithLease(ctx, l.ID)
+				parent := "base"
+				for n := range 3 {
+					m, err := sn.Prepare(ctx, fmt.Sprintf("a%d/%s", n, id), parent)
+					if err != nil {
+						return err
+					}
+					// The same files in several builds, so that they make the same layers.
+					if err := os.WriteFile(filepath.Join(upperOf(m), fmt.Sprintf("f%d", n)), []byte(noise(uint64(i), 10<<10)), 0o600); err != nil {
+						return err
+					}
+					if err := os.Chtimes(filepath.Join(upperOf(m), fmt.Sprintf("f%d", n)), time.Time{}, time.Unix(1, 0)); err != nil {
+						return err
+					}
+					name := fmt.Sprintf("c%d/%s", n, id)
+					if err := sn.Commit(ctx, name, fmt.Sprintf("a%d/%s", n, id)); err != nil {
+						return err
+					}
+					lower, err := sn.View(ctx, "l"+name, parent)
+					if err != nil {
+						return err
+					}
+					upper, err := sn.View(ctx, "u"+name, name)
+					if err != nil {
+						return err
+					}
+					if _, err := sn.Compare(ctx, lower, upper); err != nil {
+						return err
+					}
+					if b, err := os.ReadFile(filepath.Join(upper[0].Source, fmt.Sprintf("f%d", n))); err != nil || string(b) != noise(uint64(i), 10<<10) {
+						return fmt.Errorf("%s: %d bytes, %w", name, len(b), err)
+					}
+					parent = name
+				}
+				if err := s.LeaseManager().Delete(ctx, l, leases.SynchronousDelete); err != nil {
+					return err
+				}
+				if i%3 == 0 {
+					if err := s.Collect(ctx); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+	}
+	must(t, g.Wait())
+	settleSnapshots(t, s)
 }

@@ -141,6 +141,15 @@ func DropCache(f *os.File) error {
 	return nil
 }
 
+// ReadAhead asks the kernel to read a part of a file into its cache, and does
+// not wait for it.
+func ReadAhead(f *os.File, off, n int64) error {
+	if err := unix.Fadvise(int(f.Fd()), off, n, unix.FADV_WILLNEED); err != nil {
+		return fmt.Errorf("cannot read %q ahead: %w", f.Name(), err)
+	}
+	return nil
+}
+
 // StartWriteback begins to write the dirty pages of a part of a file to the
 // disk and does not wait for it, so that a later sync has less to wait for.
 func StartWriteback(f *os.File, off, n int64) error {

@@ -69,7 +69,7 @@ func (m *Mounter) Strategy() (name, why string) { return m.strategy, m.why }
 // cache of its own: mount an image once and hand out clones of that mount
 // (sys.CloneTree). By strategy "extract" the first Mount unpacks the image.
 func (m *Mounter) Mount(image Files, at string) error {
-	mount, err := m.detached(image)
+	mount, err := m.detached(image, m.direct)
 	if err == nil {
 		err = sys.Attach(mount, at)
 		mount.Close()
@@ -80,9 +80,11 @@ func (m *Mounter) Mount(image Files, at string) error {
 	return nil
 }
 
-// Detached is Mount without a place: the mount of an image as a descriptor.
-func (m *Mounter) Detached(image Files) (*os.File, error) {
-	mount, err := m.detached(image)
+// Once is Mount without a place, as a descriptor, for whoever reads everything
+// one time and from beginning to end: unlike the mounts of Mount it reads
+// through the page cache of the data files, and so with what was read ahead.
+func (m *Mounter) Once(image Files) (*os.File, error) {
+	mount, err := m.detached(image, false)
 	if err != nil {
 		return nil, fmt.Errorf("cannot mount image index %q by strategy %s: %w", image.Index, m.strategy, err)
 	}
@@ -94,13 +96,13 @@ func (m *Mounter) Detached(image Files) (*os.File, error) {
 func (m *Mounter) Unmount(at string) error { return sys.Detach(at) }
 
 // detached makes the mount of an image without a place.
-func (m *Mounter) detached(image Files) (*os.File, error) {
+func (m *Mounter) detached(image Files, direct bool) (*os.File, error) {
 	if err := check(image); err != nil {
 		return nil, err
 	}
 	switch m.strategy {
 	case StrategyFile:
-		return mountFiles(image, m.direct)
+		return mountFiles(image, direct)
 	case StrategyLoop:
 		return mountLoops(image)
 	}

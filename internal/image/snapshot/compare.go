@@ -73,6 +73,9 @@ func (s *Store) Compare(ctx context.Context, lower, upper []mount.Mount, opts ..
 		return ocispec.Descriptor{}, err
 	}
 	n := len(below.layers)
+	if c.SourceDateEpoch != nil { // other times than those of the flat layer
+		return b.walk(ctx, lower, upper)
+	}
 	if below.dir != 0 || len(above.layers) < n || !slices.Equal(above.layers[:n], below.layers) {
 		return b.walk(ctx, lower, upper)
 	}
@@ -239,10 +242,12 @@ func (b *blob) write(ctx context.Context, fill func(io.Writer) error) (ocispec.D
 		if err != nil {
 			return err
 		}
-		if err := fill(io.MultiWriter(z, sum.Hash())); err != nil {
-			return errors.Join(err, z.Close())
+		packed := writeBehind(z)
+		err := fill(io.MultiWriter(sum.Hash(), packed))
+		if end := errors.Join(packed.Close(), z.Close()); err == nil {
+			err = end
 		}
-		if err := z.Close(); err != nil {
+		if err != nil {
 			return err
 		}
 		b.labels[labels.LabelUncompressed] = sum.Digest().String()
