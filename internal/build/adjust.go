@@ -2,11 +2,15 @@ package build
 
 import (
 	"context"
+	"fmt"
+	"os/exec"
 
+	"github.com/containerd/errdefs"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/exporter/util/epoch"
+	"github.com/moby/buildkit/frontend/dockerfile/dfgitutil"
 	"google.golang.org/grpc"
 )
 
@@ -17,8 +21,25 @@ const buildxProvenance = "mode=min,inline-only=true"
 func adjust(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	if r, ok := req.(*controlapi.SolveRequest); ok {
 		adjustSolve(r)
+		if err := fetchable(r.FrontendAttrs["context"]); err != nil {
+			return nil, err
+		}
 	}
 	return next(ctx, req)
+}
+
+// fetchable refuses a context in a git repository where there is no git.
+func fetchable(where string) error {
+	if where == "" {
+		return nil
+	}
+	if _, isGit, err := dfgitutil.ParseGitRef(where); err != nil || !isGit {
+		return nil //nolint:nilerr // something else, whose own error says more
+	}
+	if _, err := exec.LookPath("git"); err != nil {
+		return fmt.Errorf("cannot build from %q: git is not installed on the engine's host; install it, or clone there and build the directory: %w", where, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // adjustSolve turns provenance off where nobody asked for it, and makes an

@@ -124,14 +124,15 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 	if err != nil {
 		return nil, err
 	}
+	dockerfiles := forwarder.NewGatewayForwarder(b.worker.Infos(), dockerfile.Build)
 	store := w.ContentStore()
 	b.links = solver.NewCacheManager(ctx, "local", links, worker.NewCacheResultStorage(b.worker))
 	b.controller, err = control.NewController(control.Opt{
 		SessionManager:   b.sessions,
 		WorkerController: b.worker,
 		Frontends: map[string]frontend.Frontend{
-			"dockerfile.v0": forwarder.NewGatewayForwarder(b.worker.Infos(), dockerfile.Build),
-			"gateway.v0":    gw,
+			"dockerfile.v0": dockerfiles,
+			"gateway.v0":    &syntaxes{gw, dockerfiles},
 		},
 		CacheManager: b.links,
 		CacheStore:   links,
@@ -157,7 +158,7 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 		return nil, fmt.Errorf("cannot open the builder: %w", err)
 	}
 	b.grpc = grpc.NewServer(
-		grpc.ChainUnaryInterceptor(adjust, grpcerrors.UnaryServerInterceptor),
+		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, adjust),
 		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 	)

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,7 +19,6 @@ import (
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
-	"github.com/moby/buildkit/frontend/dockerfile/dfgitutil"
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth/authprovider"
@@ -271,13 +269,9 @@ func (c *classic) build(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, err)
 		return
 	}
-	if req.remote != "" && req.remote != "client-session" {
-		if _, isGit, _ := dfgitutil.ParseGitRef(req.remote); isGit {
-			if _, err := exec.LookPath("git"); err != nil {
-				fail(w, http.StatusBadRequest, fmt.Errorf("cannot build from %q: git is not installed on the engine's host; install it, or clone there and build the directory", req.remote))
-				return
-			}
-		}
+	if err := fetchable(req.remote); err != nil && req.remote != "client-session" {
+		fail(w, http.StatusBadRequest, err)
+		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()

@@ -17,6 +17,8 @@ import (
 	"proa/internal/build/wire"
 	enginestore "proa/internal/builder/store"
 	"proa/internal/image"
+	"proa/internal/image/remote"
+	"proa/internal/image/remote/hosts"
 	"proa/internal/state"
 )
 
@@ -59,7 +61,7 @@ func newEngineKit(t *testing.T) (*kit, *image.Store) {
 	k := &kit{t: t, dir: dir}
 	k.b, err = New(ctx, wire.Config{Kind: "container", Root: filepath.Join(dir, "build"), Run: dir, MaxCache: 1 << 30}, Parts{
 		Content: c.Content, Snapshots: c.Snapshots, Applier: c.Applier, Differ: c.Differ, Images: c.Images,
-		Leases: c.Leases, Collect: c.Collect, Hosts: hosts(nil),
+		Leases: c.Leases, Collect: c.Collect, Hosts: hosts.Registry(remote.New(remote.Config{})),
 	})
 	if err != nil {
 		t.Fatal(err)

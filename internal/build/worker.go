@@ -57,15 +57,19 @@ func newWorker(ctx context.Context, cfg wire.Config, p Parts, records *metadata.
 	if err := os.Setenv("BUILDKIT_DEBUG_FORCE_OVERLAY_DIFF", "false"); err != nil {
 		return nil, err
 	}
+	labels := map[string]string{
+		"proa.isolation": cfg.Kind,
+		// Says to buildx that images are kept as manifests, so that it may ask
+		// for indexes, cache exports and pushes.
+		"org.mobyproject.buildkit.worker.snapshotter": wire.Snapshotter,
+	}
+	if cfg.Gateway != "" {
+		labels[wire.GatewayLabel] = cfg.Gateway
+	}
 	w, err := base.NewWorker(ctx, base.WorkerOpt{
-		ID:   "proa-" + cfg.Kind,
-		Root: cfg.Root,
-		Labels: map[string]string{
-			"proa.isolation": cfg.Kind,
-			// Says to buildx that images are kept as manifests, so that it may ask
-			// for indexes, cache exports and pushes.
-			"org.mobyproject.buildkit.worker.snapshotter": wire.Snapshotter,
-		},
+		ID:              "proa-" + cfg.Kind,
+		Root:            cfg.Root,
+		Labels:          labels,
 		Platforms:       []ocispec.Platform{platforms.Normalize(platforms.DefaultSpec())},
 		GCPolicy:        gcPolicy(cfg),
 		BuildkitVersion: client.BuildkitVersion{Package: version.Package, Version: version.Version, Revision: version.Revision, DockerfileVersion: dockerfileversion.Version()},

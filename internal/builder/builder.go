@@ -36,7 +36,7 @@ type Config struct {
 	CgroupParent string
 	Default      isolation.Kind // of builds that ask for none
 	Idle         time.Duration  // how long a builder outlives its last request
-	Certs        []string       // directories with certificates of registries
+	Certs        string         // directory with certificates of registries
 	Gateway      func() string  // the host's address as RUN steps see it
 	Log          *slog.Logger
 	// MaxCache, Reserved and MinFree bound the build cache, in bytes.

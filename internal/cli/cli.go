@@ -107,6 +107,7 @@ func (a *app) root() *cobra.Command {
 		a.inspectCmd(), a.containerCmd(),
 		a.pullCmd(), a.pushCmd(), a.loginCmd(), a.logoutCmd(),
 		a.imagesCmd(), a.loadCmd(), a.saveCmd(), a.importCmd(), a.tagCmd(), a.rmiCmd(), a.historyCmd(), a.imageCmd(),
+		a.buildCmd(), a.builderCmd(),
 		a.volumeCmd(), a.eventsCmd(), a.infoCmd(), a.versionCmd(), a.systemCmd(), a.doctorCmd(), a.registryCmd(),
 		a.compareCmd(),
 	)

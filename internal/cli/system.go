@@ -174,6 +174,9 @@ func (a *app) systemCmd() *cobra.Command {
 			if i := u.VolumeUsage; i != nil {
 				add("Local Volumes", i.TotalCount, i.ActiveCount, i.TotalSize, i.Reclaimable)
 			}
+			if i := u.BuildCacheUsage; i != nil {
+				add("Build Cache", i.TotalCount, i.ActiveCount, i.TotalSize, i.Reclaimable)
+			}
 			return printRows(a.out, "", []column{{"Type", "TYPE"}, {"TotalCount", "TOTAL"}, {"Active", "ACTIVE"}, {"Size", "SIZE"}, {"Reclaimable", "RECLAIMABLE"}}, rows)
 		}),
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/pkg/authconfig"
+	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/registry"
@@ -251,6 +252,17 @@ func (c *Client) Info(ctx context.Context) (system.Info, error) {
 func (c *Client) DiskUsage(ctx context.Context) (system.DiskUsage, error) {
 	var out system.DiskUsage
 	err := c.Do(ctx, http.MethodGet, "/system/df", nil, nil, &out)
+	return out, err
+}
+
+// BuildPrune removes build cache that no build uses.
+func (c *Client) BuildPrune(ctx context.Context, f Filters, all bool) (build.CachePruneReport, error) {
+	q := f.query()
+	if all {
+		q.Set("all", "1")
+	}
+	var out build.CachePruneReport
+	err := c.Do(ctx, http.MethodPost, "/build/prune", q, nil, &out)
 	return out, err
 }
 

@@ -2,12 +2,13 @@ package daemon
 
 import (
 	"net"
-	"path/filepath"
 	"syscall"
 
 	"google.golang.org/grpc"
 
 	"proa/internal/builder"
+	"proa/internal/builder/steps"
+	"proa/internal/builder/store"
 	"proa/internal/isolation"
 )
 
@@ -25,7 +26,7 @@ func (h *house) openBuilders() (err error) {
 	}
 	h.builders, err = builder.Open(builder.Config{
 		Binary: h.cfg.Builder, DataRoot: h.cfg.DataRoot, ExecRoot: h.cfg.ExecRoot, CgroupParent: h.cfg.CgroupParent,
-		Default: isolation.Kind(h.cfg.BuildIsolation), Idle: h.cfg.BuildIdle, Certs: []string{filepath.Join(filepath.Dir(defaultConfigFile), "certs.d"), "/etc/docker/certs.d"},
+		Default: isolation.Kind(h.cfg.BuildIsolation), Idle: h.cfg.BuildIdle, Certs: h.cfg.CertsDir,
 		Gateway: h.gateway, Log: h.log,
 		MaxCache: limit, Reserved: limit / 10, MinFree: disk / 20,
 		Serve: h.serveBuilder,
@@ -39,6 +40,8 @@ func (h *house) openBuilders() (err error) {
 
 // serveBuilder shows a builder the store and the steps.
 func (h *house) serveBuilder(kind isolation.Kind, l net.Listener) error {
-	s := grpc.NewServer()
+	s := grpc.NewServer(store.Options(func(err error) { h.log.Error("the builder's store", "err", err) })...)
+	store.Register(s, h.images)
+	steps.Register(s, h.engine, kind)
 	return s.Serve(l)
 }

@@ -181,7 +181,7 @@ func serve(ctx context.Context, f serveFlags) (err error) {
 	if ca != nil {
 		at := net.JoinHostPort(names[0], strconv.Itoa(port))
 		log.Info("clients must be given the certificate of this registry's own authority", "file", ca.file, "fingerprint", ca.fingerprint(),
-			"proa", "install -D -m 644 ca.crt /etc/proa/certs.d/"+at+"/ca.crt", "docker", "install -D -m 644 ca.crt /etc/docker/certs.d/"+at+"/ca.crt")
+			"there", "install -D -m 644 ca.crt /etc/docker/certs.d/"+at+"/ca.crt")
 	}
 	sys.Notify("READY=1")
 	ended := make(chan error, 1)
@@ -280,7 +280,7 @@ func means(names []string, host string) bool {
 		host = h
 	}
 	host = strings.ToLower(strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"), "."))
-	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() || strings.HasSuffix(host, ".localhost") {
+	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() || host == "localhost" || strings.HasSuffix(host, ".localhost") {
 		return true
 	}
 	return slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, host) })

@@ -83,7 +83,7 @@ func Bin(t testing.TB) string {
 	if dir == "" {
 		dir = filepath.Join(checkout(t), "bin")
 	}
-	for _, p := range []string{"proa", "proad", "proa-shim", "proa-agent"} {
+	for _, p := range []string{"proa", "proad", "proa-shim", "proa-agent", "proa-registry"} {
 		if _, err := os.Stat(filepath.Join(dir, p)); err != nil {
 			t.Fatalf("program %s is not built: run `make build` (%v)", p, err)
 		}

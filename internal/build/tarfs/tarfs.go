@@ -144,7 +144,7 @@ func Read(ctx context.Context, r io.Reader, dir string) (_ *FS, err error) {
 			continue
 		}
 		if n.size, err = io.Copy(out, t); err != nil {
-			return nil, fmt.Errorf("cannot keep the build context: %w", err)
+			return nil, fmt.Errorf("cannot read the build context: %q: %w", h.Name, err)
 		}
 		n.offset, n.stat.Size = at, n.size
 		at += n.size

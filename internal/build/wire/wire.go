@@ -57,7 +57,7 @@ type Config struct {
 	Kind    string // isolation of RUN steps: container or vm
 	Root    string // the builder's own data: <data-root>/build/<kind>
 	Run     string // <exec-root>/build/<kind>
-	Certs   []string
+	Certs   string // directory with certificates of registries, one below it for each host
 	Version string // the engine's
 	Debug   bool
 
