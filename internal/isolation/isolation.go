@@ -137,6 +137,11 @@ const (
 	// directory, Upper the directory of the host that holds "upper" and "work"
 	// (container only).
 	MountOverlay MountType = "overlay"
+	// MountCopy is a place of the machine's own, which Files requests fill before
+	// the start: what they put there under the name "data" appears at Target,
+	// with a writable layer of its own unless it is read-only. InMemory keeps it
+	// off the disk (VM only).
+	MountCopy MountType = "copy"
 )
 
 // Mount is one mount into an instance, in the order in which it is made.
@@ -157,10 +162,11 @@ type Mount struct {
 	Propagation string `json:"propagation,omitempty"`
 	// Idmap shifts owners so that uid 0 inside is uid 0 of the file (DESIGN 4.6).
 	// False where the container runs in the host's user namespace.
-	Idmap   bool   `json:"idmap,omitempty"`
-	Size    int64  `json:"size,omitempty"`    // tmpfs: bytes; 0 is the kernel's default of half the memory
-	Mode    uint32 `json:"mode,omitempty"`    // tmpfs: permission bits; 0 means 01777
-	Options string `json:"options,omitempty"` // tmpfs: further options, comma separated ("noexec,nosuid,uid=1000")
+	Idmap    bool   `json:"idmap,omitempty"`
+	InMemory bool   `json:"inMemory,omitempty"` // copy
+	Size     int64  `json:"size,omitempty"`     // tmpfs: bytes; 0 is the kernel's default of half the memory
+	Mode     uint32 `json:"mode,omitempty"`     // tmpfs: permission bits; 0 means 01777
+	Options  string `json:"options,omitempty"`  // tmpfs: further options, comma separated ("noexec,nosuid,uid=1000")
 	// CopyUp asks that a new, empty volume is filled from the image's directory
 	// at Target, owner and mode included, before the user's process starts.
 	CopyUp bool `json:"copyUp,omitempty"`

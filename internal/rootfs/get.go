@@ -16,15 +16,20 @@ import (
 // they are, mounts are gone into, sockets are left out. What changes meanwhile
 // leaves the stream whole.
 func (t *Tree) Get(ctx context.Context, name string, w io.Writer) error {
+	base := path.Base(absolute(name))
+	if base == "/" {
+		base = ""
+	}
+	return t.GetAs(ctx, name, base, w)
+}
+
+// GetAs is Get of what has another name in the stream.
+func (t *Tree) GetAs(ctx context.Context, name, base string, w io.Writer) error {
 	p, err := t.pin(name)
 	if err != nil {
 		return err
 	}
 	defer p.close()
-	base := path.Base(absolute(name))
-	if base == "/" {
-		base = ""
-	}
 	o := newTarOut(ctx, w, layerXattr)
 	o.ids = t.IDs
 	if err := o.tree(base, p, 0); err != nil {

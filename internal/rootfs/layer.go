@@ -28,9 +28,9 @@ type LayerOptions struct {
 	// are directories that hold nothing else.
 	Exclude []string
 	// Lower is the merged tree below the upper directory, if it is at hand. With
-	// it, a directory that is left out for holding only excluded names is
-	// written all the same if its mode, owner or attributes were changed or if
-	// it is new; and the root gets an entry if that of Lower is different.
+	// it, a directory that holds nothing of the layer's own is left out, unless
+	// it is new or its mode, owner or attributes were changed; and the root gets
+	// an entry if that of Lower is different.
 	Lower *os.File
 }
 
@@ -61,7 +61,7 @@ type layer struct {
 	pending []pendingDir    // directories whose entries are not written yet
 }
 
-// pendingDir is a directory that may turn out to hold only excluded names.
+// pendingDir is a directory that may turn out to hold nothing of the layer's.
 type pendingDir struct {
 	name string
 	*pinned
@@ -176,7 +176,9 @@ func (l *layer) entry(dir *pinned, name, full string, depth int, hidden bool) er
 		return l.put(full, p)
 	}
 	l.pending = append(l.pending, pendingDir{full, p})
-	if hidden || !l.above[full] {
+	// Overlayfs copies a directory up for any change below it, one of a time
+	// included; as in BuildKit's layers, that alone gives it no entry.
+	if hidden || l.opt.Lower == nil && !l.above[full] {
 		if err := l.flush(); err != nil {
 			return err
 		}

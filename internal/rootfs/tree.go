@@ -90,6 +90,9 @@ type Request struct {
 	// NoOverwriteDirNonDir refuses to put a file in the place of a directory and
 	// the other way round.
 	NoOverwriteDirNonDir bool `json:"noOverwriteDirNonDir,omitempty"`
+	// Mount is 0 for the root, or the number of a copied mount of the spec,
+	// counted from 1 (isolation.MountCopy): then Path lies in its place.
+	Mount int `json:"mount,omitempty"`
 	// Still asks that the instance's processes are held still meanwhile.
 	Still bool `json:"still,omitempty"`
 }

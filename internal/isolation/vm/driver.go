@@ -176,6 +176,7 @@ func guestSetup(spec *isolation.Spec) (*wire.Setup, error) {
 		RootDevice: m.RootDevice, DataDevices: m.DataDevices, RWDevice: m.RWDevice, Readonly: spec.Root.Readonly,
 		Privileged: spec.Resources.Privileged, Hostname: spec.Hostname, Domain: spec.Domain, NICs: spec.Network.NICs,
 		Mounts: spec.Mounts, Sysctls: spec.Sysctls, MaskedPaths: spec.MaskedPaths, ReadonlyPaths: spec.ReadonlyPaths,
+		Unstub: spec.Root.Unstub, UnstubParents: spec.Root.UnstubParents, FixedFiles: spec.Network.FixedFiles,
 		Time: time.Now().UnixNano(), Init: spec.Init, Limits: wire.Limits{Pids: spec.Resources.Pids},
 	}
 	for _, f := range []struct {

@@ -135,8 +135,28 @@ func (p *process) carryOut(ctx context.Context, r *rootfs.Request, in io.Reader,
 			err = fmt.Errorf("cannot %s files: panic: %v", r.Op, v)
 		}
 	}()
+	if r.Mount > 0 {
+		t, err := a.mountTree(r.Mount)
+		defer closeTree(&t)
+		if err != nil {
+			return err
+		}
+		return t.Serve(ctx, r, in, out)
+	}
+	if r.Op == rootfs.OpLayer && a.hasEnded() {
+		if err := a.room.stubs.remove(); err != nil {
+			return err
+		}
+	}
 	if r.Still && a.room != nil {
 		defer a.room.group.hold()()
 	}
 	return a.files.tree.Serve(ctx, r, in, out)
+}
+
+// hasEnded says whether the main process ran and is gone.
+func (a *Agent) hasEnded() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.state == ended
 }

@@ -73,7 +73,7 @@ func (r *room) standardMounts(root *os.File, s *wire.Setup, ready map[string]*os
 	if shm == 0 {
 		shm = defaultShm
 	}
-	return tmpfs(root, &isolation.Mount{Type: isolation.MountTmpfs, Target: "/dev/shm", Size: shm})
+	return r.tmpfs(&isolation.Mount{Type: isolation.MountTmpfs, Target: "/dev/shm", Size: shm})
 }
 
 // makeDev makes the room's /dev. The kernel's own, with the machine's disks and
@@ -143,7 +143,7 @@ func (r *room) placeFile(files *os.File, at, text string) error {
 		return err
 	}
 	for _, root := range []*os.File{r.root, r.view} {
-		if err := attachClone(files, name, root, at); err != nil {
+		if err := r.attachClone(files, name, root, at); err != nil {
 			return err
 		}
 	}
@@ -151,13 +151,19 @@ func (r *room) placeFile(files *os.File, at, text string) error {
 }
 
 // attachClone shows one file of a directory at a path below root as well.
-func attachClone(files *os.File, name string, root *os.File, at string) error {
+func (r *room) attachClone(files *os.File, name string, root *os.File, at string) error {
 	mount, err := sys.CloneTree(files, name, false)
 	if err != nil {
 		return err
 	}
 	defer mount.Close()
-	target, err := sys.OpenTarget(root, at, false)
+	if r.fixed {
+		if err := sys.SetMountAttr(mount, sys.MountReadonly, 0, false); err != nil {
+			return err
+		}
+	}
+	target, made, err := sys.MakeTarget(root, at, false)
+	r.stubs.note(made)
 	if err != nil {
 		return err
 	}

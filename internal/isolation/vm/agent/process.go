@@ -60,6 +60,12 @@ func (a *Agent) start(h wire.Header, want *isolation.Process) (reply any, after 
 	if !p.main {
 		want = a.room.inherit(want)
 	}
+	if p.main {
+		if err := a.room.attach(); err != nil {
+			p.close()
+			return nil, nil, err
+		}
+	}
 	l, err := plan(a.room.root, want)
 	if err == nil && p.main {
 		err = a.room.furnish(want, ends.console())

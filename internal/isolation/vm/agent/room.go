@@ -37,11 +37,15 @@ type room struct {
 	view     *os.File // the root as Files requests see it
 	dev, pts *os.File // roots of the file systems
 	readonly bool     // the root is to be made read-only before anything runs
+	fixed    bool     // the engine's small files are read-only
+
+	mounts []isolation.Mount // the user's, not attached yet
+	stubs  *unstubber        // nil: mount points stay
 }
 
 // newRoom makes the namespaces and fills root with what a container finds mounted.
 func (a *Agent) newRoom(root *os.File, s *wire.Setup) (r *room, err error) {
-	r = &room{root: root, view: a.files.tree.Root, init: s.Init, readonly: s.Readonly}
+	r = &room{root: root, view: a.files.tree.Root, init: s.Init, readonly: s.Readonly, fixed: s.FixedFiles}
 	if a.options.Cgroups != "" {
 		if r.group, err = newGroup(a.options.Cgroups); err != nil {
 			a.options.Warn(err.Error())

@@ -2,8 +2,8 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -109,11 +109,19 @@ func (a *Agent) assemble(s *wire.Setup) (r *room, disk *os.File, err error) {
 	if r, err = a.newRoom(root, s); err != nil {
 		return nil, nil, err
 	}
+	if s.Unstub {
+		r.stubs = &unstubber{bare: a.files.tree.Bare, parents: s.UnstubParents}
+		a.files.tree.Exclude = nil // what stays is what every build leaves
+	}
 	if err := r.placeFiles(s); err != nil {
 		return nil, nil, err
 	}
-	for i := range s.Mounts {
-		if err := tmpfs(root, &s.Mounts[i]); err != nil {
+	if err := makePlaces(s.Mounts); err != nil {
+		return nil, nil, err
+	}
+	r.mounts = s.Mounts
+	if !slices.ContainsFunc(s.Mounts, func(m isolation.Mount) bool { return m.Type == isolation.MountCopy }) {
+		if err := r.attach(); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -186,11 +194,8 @@ func setSysctls(values map[string]string) error {
 }
 
 // tmpfs mounts one tmpfs of the user's.
-func tmpfs(root *os.File, m *isolation.Mount) error {
+func (r *room) tmpfs(m *isolation.Mount) error {
 	step := "mount tmpfs at " + m.Target
-	if m.Type != isolation.MountTmpfs {
-		return &isolation.StartError{Kind: isolation.StartFailed, Step: fmt.Sprintf("mount %s at %s", m.Type, m.Target), Why: "the guest agent mounts tmpfs only"}
-	}
 	mode := m.Mode
 	if mode == 0 {
 		mode = 0o1777
@@ -227,7 +232,8 @@ func tmpfs(root *os.File, m *isolation.Mount) error {
 			params = append(params, sys.FSConfig{Key: key, Value: v, Flag: !strings.Contains(o, "=")})
 		}
 	}
-	at, err := sys.OpenTarget(root, m.Target, true)
+	at, made, err := sys.MakeTarget(r.root, m.Target, true)
+	r.stubs.note(made)
 	if err != nil {
 		return failed(step, err)
 	}

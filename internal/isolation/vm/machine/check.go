@@ -23,7 +23,7 @@ func Check(spec *isolation.Spec) error {
 		return fmt.Errorf("cannot check a spec of isolation %q for a VM: %w", spec.Kind, errdefs.ErrInvalidArgument)
 	}
 	for _, m := range spec.Mounts {
-		if m.Type != isolation.MountTmpfs {
+		if m.Type != isolation.MountTmpfs && m.Type != isolation.MountCopy {
 			return notYet("-v/--volume/--mount", fmt.Sprintf("mounting %q at %q", m.Origin, m.Target),
 				"copy the files into the image, or use --tmpfs for scratch space")
 		}

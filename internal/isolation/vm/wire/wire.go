@@ -156,7 +156,12 @@ type Setup struct {
 	Hosts        string `json:"hosts,omitempty"`
 	HostnameFile string `json:"hostnameFile,omitempty"`
 
-	Mounts        []isolation.Mount `json:"mounts,omitempty"` // tmpfs only
+	Mounts []isolation.Mount `json:"mounts,omitempty"` // tmpfs and copies
+	// Unstub, UnstubParents and FixedFiles are those of isolation.Root and
+	// isolation.Network.
+	Unstub        bool              `json:"unstub,omitempty"`
+	UnstubParents bool              `json:"unstubParents,omitempty"`
+	FixedFiles    bool              `json:"fixedFiles,omitempty"`
 	Sysctls       map[string]string `json:"sysctls,omitempty"`
 	MaskedPaths   []string          `json:"maskedPaths,omitempty"`
 	ReadonlyPaths []string          `json:"readonlyPaths,omitempty"`
