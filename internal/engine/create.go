@@ -142,11 +142,8 @@ func (e *Engine) plan(ctx context.Context, r CreateRequest, img *image.Image) (*
 
 // planMachine asks whether a VM of this kind can be, without making anything.
 func (e *Engine) planMachine(rec *record) error {
-	if e.cfg.Machines == nil {
-		if e.cfg.NoMachines != nil {
-			return fmt.Errorf("cannot create a VM: %w", e.cfg.NoMachines)
-		}
-		return refusef(errdefs.ErrUnavailable, "cannot create a VM: this engine has no machines")
+	if err := e.hasMachines(); err != nil {
+		return err
 	}
 	p := parts{network: isolation.Network{Mode: isolation.NetworkMode(rec.Host.NetworkMode)}, parent: e.cfg.CgroupParent}
 	for _, m := range rec.Mounts {
@@ -171,6 +168,17 @@ func (e *Engine) planMachine(rec *record) error {
 		rec.Warnings = append(rec.Warnings, "the image's volumes lie on the VM's own disk and go with it")
 	}
 	return nil
+}
+
+// hasMachines says why there can be no VM.
+func (e *Engine) hasMachines() error {
+	switch {
+	case e.cfg.Machines != nil:
+		return nil
+	case e.cfg.NoMachines != nil:
+		return fmt.Errorf("cannot create a VM: %w", e.cfg.NoMachines)
+	}
+	return refusef(errdefs.ErrUnavailable, "cannot create a VM: this engine has no machines")
 }
 
 // planContainer decides on the user namespace and checks what only the

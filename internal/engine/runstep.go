@@ -75,7 +75,10 @@ type StepRun struct {
 	uppers []string // directories of overlays
 	sh     *shim.Shim
 	stream *shim.Stream
+	vm     *vmStep // nil behind the container wall
 
+	life context.Context // ends with Kill
+	stop context.CancelFunc
 	once sync.Once
 	gone chan struct{} // closed when everything is given back
 	err  error         // why not everything is
@@ -107,6 +110,8 @@ func (e *Engine) startStep(ctx context.Context, s Step) (_ *StepRun, err error) 
 		return nil, err
 	}
 	r := &StepRun{e: e, id: rec.ID, gone: make(chan struct{})}
+	r.life, r.stop = context.WithCancel(e.life)
+	back.add(r.stop)
 	p := parts{dir: e.runDir(r.id), parent: e.cfg.CgroupParent, hostname: e.host, ids: e.ids}
 	if p.seccomp, err = seccompOf(rec.Host); err != nil {
 		return nil, err
@@ -118,18 +123,26 @@ func (e *Engine) startStep(ctx context.Context, s Step) (_ *StepRun, err error) 
 	files := shim.NewFiles()
 	defer func() { closeAll(files) }()
 
-	if s.Kind != isolation.Container {
-		return nil, refusef(errdefs.ErrNotImplemented, "cannot run a step with isolation %q", s.Kind)
-	}
-	root, err := e.openStepRoot(s.Root, &p, &files, r)
-	if err != nil {
-		return nil, err
-	}
-	if err := e.openStepMounts(s, rec, &p, &files, r); err != nil {
-		return nil, err
-	}
-	if p.devices, err = devicesOf(rec.Host); err != nil {
-		return nil, err
+	var root isolation.File
+	if s.Kind == isolation.VM {
+		back.add(r.closeTrees)
+		if err := r.openVM(ctx, s, &p); err != nil {
+			return nil, err
+		}
+		if err := os.Mkdir(e.dir(r.id), 0o700); err != nil {
+			return nil, fmt.Errorf("cannot make a directory of the step: %w", err)
+		}
+		back.add(func() { os.RemoveAll(e.dir(r.id)) })
+	} else {
+		if root, err = e.openStepRoot(s.Root, &p, &files, r); err != nil {
+			return nil, err
+		}
+		if err := e.openStepMounts(s, rec, &p, &files, r); err != nil {
+			return nil, err
+		}
+		if p.devices, err = devicesOf(rec.Host); err != nil {
+			return nil, err
+		}
 	}
 	req, err := e.networkRequest(rec)
 	if err != nil {
@@ -153,6 +166,12 @@ func (e *Engine) startStep(ctx context.Context, s Step) (_ *StepRun, err error) 
 	// What is not in the books when the machine stops is not used again.
 	spec.Root.Volatile = true
 	r.spec = spec
+	if s.Kind == isolation.VM {
+		spec.Hold = true // what it wrote is in it
+		if err := e.prepareMachine(ctx, spec, r.vm.disk, e.dir(r.id), &files); err != nil {
+			return nil, err
+		}
+	}
 	if err := r.start(ctx, files, ep, &back); err != nil {
 		return nil, err
 	}
@@ -164,6 +183,9 @@ func (r *StepRun) start(ctx context.Context, files shim.Files, ep *network.Endpo
 	p := r.spec.Process
 	sh, _, err := r.e.raise(ctx, r.spec, files, ep, back, func(sh *shim.Shim) (err error) {
 		r.stream, err = sh.Attach(ctx, shim.Streams{Stdin: p.Stdin, Stdout: true, Stderr: !p.Terminal})
+		if err == nil && r.vm != nil {
+			err = r.send(ctx, sh)
+		}
 		return err
 	})
 	if err != nil {
@@ -199,6 +221,14 @@ func (e *Engine) planStep(s Step) (*record, error) {
 	}
 	if err := checkHost(c, h, s.Kind); err != nil {
 		return nil, err
+	}
+	if s.Kind == isolation.VM {
+		if err := e.hasMachines(); err != nil {
+			return nil, err
+		}
+		if h.Memory == 0 {
+			h.Memory, h.MemorySwap = stepMemory, 0
+		}
 	}
 	return &record{ID: newID(), Config: c, Host: h, Kind: s.Kind}, nil
 }
@@ -299,17 +329,25 @@ func (r *StepRun) Wait() (isolation.Exit, error) {
 	if err != nil {
 		exit, err = r.sh.Wait(context.WithoutCancel(r.e.life))
 	}
-	r.once.Do(func() { r.clean(false) })
-	return exit, errors.Join(err, r.err)
+	var ferr error
+	if r.vm != nil && err == nil {
+		ferr = r.fetch(r.life, exit)
+	}
+	r.once.Do(func() { r.clean(r.vm != nil) }) // a VM is held until it is killed
+	return exit, errors.Join(err, ferr, r.err)
 }
 
 // Kill ends the step whatever it is doing, and returns when nothing of it is
 // left. It can be called at any time and more than once.
-func (r *StepRun) Kill() { r.once.Do(func() { r.clean(true) }) }
+func (r *StepRun) Kill() {
+	r.stop()
+	r.once.Do(func() { r.clean(true) })
+}
 
 // clean gives back what a step holds. The process is killed, or has ended.
 func (r *StepRun) clean(kill bool) {
 	defer close(r.gone)
+	defer r.stop()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.e.life), destroyLimit)
 	defer cancel()
 	parent := r.spec.Resources.CgroupParent
@@ -326,6 +364,12 @@ func (r *StepRun) clean(kill bool) {
 	r.stream.Close()
 	if err := r.e.cfg.Network.Release(ctx, r.id); err != nil {
 		r.e.cfg.Log.Error("cannot release the network of a step", "id", short(r.id), "err", err)
+	}
+	if r.vm != nil {
+		r.closeTrees()
+		if err := os.RemoveAll(r.e.dir(r.id)); err != nil {
+			r.e.cfg.Log.Error("cannot remove the disk of a step", "id", short(r.id), "err", err)
+		}
 	}
 	for _, dir := range r.uppers {
 		// The mark of an overlay that was not synced: whoever mounts this one

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -40,6 +41,26 @@ var (
 	_ diff.Applier  = (*snapshot.Store)(nil)
 	_ diff.Comparer = (*snapshot.Store)(nil)
 )
+
+// SnapshotDisk gives what lies below an active snapshot as Disk gives an image,
+// for a step in a VM; errors as of snapshot.Store.Layers. The snapshot keeps the
+// files for as long as it exists.
+func (s *Store) SnapshotDisk(ctx context.Context, mounts []mount.Mount) (*Disk, error) {
+	defer s.share()()
+	layers, err := s.snapshots.Layers(mounts)
+	if err != nil {
+		return nil, fmt.Errorf("cannot give a snapshot to a VM: %w", err)
+	}
+	if len(layers) == 0 {
+		return nil, fmt.Errorf("cannot give a snapshot to a VM: it has no layers below it: %w", errdefs.ErrFailedPrecondition)
+	}
+	chain := chainOf(layers)
+	files, err := s.stack(chain, layers)
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	return &Disk{Index: files.Index, Data: files.Data, ChainID: chain}, nil
+}
 
 // Content are the blobs.
 func (s *Store) Content() content.Store { return blobs{s} }

@@ -106,6 +106,24 @@ func (s *Store) apply(ctx context.Context, mounts []mount.Mount, layer func() (*
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: l.DiffID, Size: l.Stream}, nil
 }
 
+// Layers gives the stack that an active snapshot is to be written over, lowest
+// layer first. errdefs.ErrFailedPrecondition: something was written to it
+// already, so the stack is not all of it.
+func (s *Store) Layers(mounts []mount.Mount) ([]digest.Digest, error) {
+	t, err := s.tree(mounts)
+	if err != nil {
+		return nil, err
+	}
+	if t.dir == 0 {
+		return nil, fmt.Errorf("the mounts are not those of an active snapshot: %w", errdefs.ErrFailedPrecondition)
+	}
+	blank, err := isBlank(s.upper(t.dir))
+	if err == nil && !blank {
+		err = fmt.Errorf("files were written to the snapshot already: %w", errdefs.ErrFailedPrecondition)
+	}
+	return t.layers, err
+}
+
 // seal makes the layer of an active snapshot; none if it has nothing of its own.
 func (s *Store) seal(ctx context.Context, bkey string, r record, layers []digest.Digest) (digest.Digest, error) {
 	blank, err := isBlank(s.upper(r.Dir))
