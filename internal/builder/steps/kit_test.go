@@ -80,9 +80,15 @@ type site struct {
 	images *image.Store
 	conn   *grpc.ClientConn
 	log    *bytes.Buffer
+	kind   isolation.Kind // of steps
 }
 
 func newSite(t testing.TB, edit ...func(*engine.Config)) *site {
+	t.Helper()
+	return openSite(t, isolation.Container, edit...)
+}
+
+func openSite(t testing.TB, kind isolation.Kind, edit ...func(*engine.Config)) *site {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("skipped: an engine needs root")
@@ -97,7 +103,7 @@ func newSite(t testing.TB, edit ...func(*engine.Config)) *site {
 	for _, c := range dir {
 		h = h*31 + int(c)
 	}
-	s := &site{t: t, dir: dir, name: fmt.Sprintf("ps%x", h&0xffffffff), log: &bytes.Buffer{}}
+	s := &site{t: t, dir: dir, name: fmt.Sprintf("ps%x", h&0xffffffff), log: &bytes.Buffer{}, kind: kind}
 	data, run := filepath.Join(dir, "data"), filepath.Join(dir, "run")
 	db, err := state.Open(filepath.Join(data, "proa.db"))
 	must(t, err)
@@ -125,7 +131,7 @@ func newSite(t testing.TB, edit ...func(*engine.Config)) *site {
 	listener, err := net.Listen("unix", filepath.Join(dir, "engine.sock"))
 	must(t, err)
 	srv := grpc.NewServer()
-	steps.Register(srv, s.engine, isolation.Container)
+	steps.Register(srv, s.engine, kind)
 	go func() { _ = srv.Serve(listener) }()
 	s.dial()
 	t.Cleanup(func() {
