@@ -182,8 +182,11 @@ func (s *Server) imagePush(c *call, name string) error {
 	}
 	m := &messages{c: c}
 	for _, ref := range refs {
-		m.send(step{Status: "The push refers to repository [" + named.Name() + "]"})
-		r, err := s.Images.Push(c.Context(), ref, image.PushOptions{Auth: auth, Progress: func(p image.Progress) { m.send(stepOf(p)) }})
+		r, err := s.Images.Push(c.Context(), ref, image.PushOptions{
+			Auth:     auth,
+			Begun:    func() { m.send(step{Status: "The push refers to repository [" + named.Name() + "]"}) },
+			Progress: func(p image.Progress) { m.send(stepOf(p)) },
+		})
 		if err != nil {
 			return m.fail(err)
 		}

@@ -25,6 +25,8 @@ type PushOptions struct {
 	Auth remote.Credentials
 	// Progress gets what happens, from one goroutine at a time.
 	Progress func(Progress)
+	// Begun is called when the registry has let us in.
+	Begun func()
 }
 
 // PushResult is what the registry has now.
@@ -84,6 +86,13 @@ func (s *Store) Push(ctx context.Context, ref string, o PushOptions) (_ PushResu
 	target, err := p.plan(ctx, chosen[0])
 	if err != nil {
 		return out, err
+	}
+	// Before anything is sent: does it answer, are the credentials good?
+	if _, err := p.repo.HasManifest(ctx, target.Digest); err != nil {
+		return out, err
+	}
+	if o.Begun != nil {
+		o.Begun()
 	}
 	out.Target = target
 	if out.Part = target.Digest != chosen[0].target.Digest; out.Part {

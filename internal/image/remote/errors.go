@@ -26,7 +26,7 @@ type PlainHTTPError struct{ Host string }
 
 // Error says why, and what to do.
 func (e *PlainHTTPError) Error() string {
-	return fmt.Sprintf("registry %s speaks plain HTTP, which is used on loopback only, because anybody on the way could read passwords and change images: "+
+	return fmt.Sprintf("registry %s does not speak TLS; plain HTTP is used on loopback only, because anybody on the way could read passwords and change images: "+
 		"give it a certificate, or reach it by `ssh -L 5000:%s HOST` as localhost:5000", e.Host, e.Host)
 }
 
@@ -137,6 +137,7 @@ func (c *Client) explain(u *url.URL, err error) error {
 		dns     *net.DNSError
 		plain   *PlainHTTPError
 		op      *net.OpError
+		record  tls.RecordHeaderError
 	)
 	host := u.Host
 	permanent := func(format string, args ...any) error {
@@ -145,7 +146,7 @@ func (c *Client) explain(u *url.URL, err error) error {
 	switch {
 	case errors.As(err, &plain):
 		return err
-	case errors.Is(err, http.ErrSchemeMismatch):
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
 		return &PlainHTTPError{Host: host}
 	case errors.As(err, &unknown):
 		return permanent("cannot trust registry %s: its certificate is signed by an authority that this host does not know; "+

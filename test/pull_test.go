@@ -1,0 +1,299 @@
+package test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
+
+	"proa/test/proatest"
+)
+
+// distribution is Docker's registry (distribution/v3) in an engine's network
+// namespace.
+type distribution struct {
+	Addr string
+	Dir  string
+}
+
+// startDistribution starts one; extra are lines of its configuration.
+func startDistribution(t *testing.T, e *proatest.Engine, port int, extra string, at ...string) *distribution {
+	t.Helper()
+	ip := "127.0.0.1"
+	if len(at) > 0 {
+		ip = at[0]
+	}
+	d := &distribution{Addr: fmt.Sprintf("%s:%d", ip, port), Dir: t.TempDir()}
+	cfg := filepath.Join(d.Dir, "config.yml")
+	text := fmt.Sprintf("version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n%s", filepath.Join(d.Dir, "data"), d.Addr, extra)
+	if err := os.WriteFile(cfg, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("nsenter", "--net=/run/netns/"+e.Netns, proatest.Tool(t, "registry"), "serve", cfg)
+	log, err := os.Create(filepath.Join(d.Dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			b, _ := os.ReadFile(log.Name())
+			t.Logf("registry: %s", b)
+		}
+		log.Close()
+	})
+	for range 600 {
+		if e.InNetns("bash", "-c", fmt.Sprintf("exec 3<>/dev/tcp/%s/%d", ip, port)).Code == 0 {
+			return d
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatal("the registry does not come up")
+	return nil
+}
+
+var digestWord = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+
+// A round trip through Docker's own registry keeps every digest, by both
+// command lines, and what was pulled runs.
+func TestRegistryRoundTrip(t *testing.T) {
+	e := proatest.New(t)
+	e.ImportBusybox("bb")
+	r := startDistribution(t, e, 5000, "")
+	name := r.Addr + "/team/bb:v1"
+	e.MustProa("tag", "bb", name)
+	holds := func(text string, parts ...string) {
+		t.Helper()
+		for _, p := range parts {
+			if !strings.Contains(text, p) {
+				t.Errorf("%q does not hold %q", text, p)
+			}
+		}
+	}
+	id := e.MustProa("image", "inspect", "-f", "{{.Id}}", "bb")
+	out := e.MustProa("push", name)
+	holds(out, "The push refers to repository ["+r.Addr+"/team/bb]", "Preparing", "Pushed", "v1: digest: sha256:")
+	pushed := digestWord.FindString(out)
+	holds(e.MustDocker("push", name), "Layer already exists", "v1: digest: "+pushed)
+	e.MustProa("rmi", "bb", name)
+	if out := e.MustProa("images", "-q"); out != "" {
+		t.Fatalf("still here: %q", out)
+	}
+
+	out = e.MustDocker("pull", name)
+	holds(out, "v1: Pulling from team/bb", "Pulling fs layer", "Download complete", "Pull complete", "Digest: "+pushed, "Status: Downloaded newer image for "+name)
+	if got := e.MustProa("image", "inspect", "-f", "{{.Id}} {{index .RepoDigests 0}}", name); got != id+" "+r.Addr+"/team/bb@"+pushed {
+		t.Errorf("pulled %s, want %s and %s", got, id, pushed)
+	}
+	holds(e.MustProa("pull", name), "Status: Image is up to date for "+name)
+	if got := e.MustProa("pull", "-q", name); got != name {
+		t.Errorf("pull -q printed %q", got)
+	}
+	e.MustProa("rmi", name)
+
+	// A run fetches what is missing, and says so where it is no output of the run.
+	res := e.Proa("run", "--rm", "--network", "none", name, "echo", "it runs")
+	if res.Code != 0 || res.Stdout != "it runs\n" {
+		t.Errorf("run of a missing image: %+v", res)
+	}
+	holds(res.Stderr, "Unable to find image '"+name+"' locally", "Pull complete")
+	e.MustProa("rmi", name)
+	if res := e.Docker("run", "--rm", "--network", "none", name, "echo", "it runs"); res.Code != 0 || res.Stdout != "it runs\n" {
+		t.Errorf("docker run of a missing image: %+v", res)
+	}
+	if res := e.Proa("run", "-q", "--pull", "always", "--rm", "--network", "none", name, "true"); res.Code != 0 || res.Stderr != "" {
+		t.Errorf("run -q --pull always: %+v", res)
+	}
+	e.MustProa("rmi", name)
+	if res := e.Proa("run", "--pull", "never", "--rm", name, "true"); res.Code != 125 || !strings.Contains(res.Stderr, "No such image") || !strings.Contains(res.Stderr, "--pull never") {
+		t.Errorf("run --pull never: %+v", res)
+	}
+
+	// By its digest, and every tag.
+	e.MustProa("pull", r.Addr+"/team/bb@"+pushed)
+	holds(e.MustProa("images", "--digests"), pushed, "<none>")
+	e.MustDocker("tag", r.Addr+"/team/bb@"+pushed, r.Addr+"/team/bb:v2")
+	holds(e.MustProa("push", "-a", r.Addr+"/team/bb"), "v2: digest: "+pushed)
+	e.MustProa("image", "prune", "-af")
+	holds(e.MustProa("pull", "-a", r.Addr+"/team/bb"), "v1: Pulling from", "v2: Pulling from")
+	holds(e.MustProa("images", r.Addr+"/team/bb", "--format", "{{.Tag}}"), "v1", "v2")
+	holds(e.Request("GET", "/distribution/"+name+"/json"), "200 OK", pushed, `"architecture":"amd64"`)
+
+	for _, c := range []struct {
+		args []string
+		says []string
+	}{
+		{[]string{"pull", r.Addr + "/team/bb:v3"}, []string{"manifest for " + r.Addr + "/team/bb:v3 not found", "it has v1 and v2"}},
+		{[]string{"pull", r.Addr + "/nosuch"}, []string{"no repository \"nosuch\""}},
+		{[]string{"pull", "127.0.0.1:1/x"}, []string{"nothing listens there"}},
+		{[]string{"pull", "no/such:tag:tag"}, []string{"invalid image name"}},
+		{[]string{"pull", "192.0.2.2:5001/x"}, []string{"192.0.2.2:5001"}},
+		{[]string{"push", r.Addr + "/team/nosuch:v1"}, []string{"does not exist locally"}},
+		{[]string{"pull", "--platform", "linux/s390x", name}, []string{"linux/s390x", "linux/amd64"}},
+	} {
+		res := e.Proa(c.args...)
+		if res.Code != 1 {
+			t.Errorf("%v: exit code %d", c.args, res.Code)
+		}
+		for _, s := range c.says {
+			if !strings.Contains(res.Stderr, s) {
+				t.Errorf("%v says %q, not %q", c.args, res.Stderr, s)
+			}
+		}
+	}
+}
+
+// certificate makes a key pair for 127.0.0.1 signed by itself.
+func certificate(t *testing.T, dir string, until time.Time, names ...string) (cert, key string) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a registry"}, NotBefore: until.Add(-48 * time.Hour), NotAfter: until,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	for _, n := range names {
+		if ip := net.ParseIP(n); ip != nil {
+			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
+		} else {
+			tmpl.DNSNames = append(tmpl.DNSNames, n)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &k.PublicKey, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kder, err := x509.MarshalECPrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "EC PRIVATE KEY", Bytes: kder}} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cert, key
+}
+
+// A registry with TLS and passwords: trust by a file for its host, login by
+// both command lines, and words for what is wrong.
+func TestRegistryWithPassword(t *testing.T) {
+	certs := t.TempDir()
+	e := proatest.New(t, proatest.Args("--certs-dir", certs))
+	e.ImportBusybox("bb")
+	dir := t.TempDir()
+	cert, key := certificate(t, dir, time.Now().Add(24*time.Hour), "127.0.0.1")
+	hash, err := bcrypt.GenerateFromPassword([]byte("right horse"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	passwd := filepath.Join(dir, "htpasswd")
+	if err := os.WriteFile(passwd, []byte("ada:"+string(hash)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := startDistribution(t, e, 5443, fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s\nauth:\n  htpasswd:\n    realm: test\n    path: %s\n", cert, key, passwd))
+	name := r.Addr + "/bb:v1"
+	e.MustProa("tag", "bb", name)
+
+	says := func(res proatest.Result, code int, parts ...string) {
+		t.Helper()
+		if res.Code != code {
+			t.Errorf("exit code %d, want %d: %s%s", res.Code, code, res.Stdout, res.Stderr)
+		}
+		for _, p := range parts {
+			if !strings.Contains(res.Stdout+res.Stderr, p) {
+				t.Errorf("%q does not hold %q", res.Stdout+res.Stderr, p)
+			}
+		}
+	}
+	says(e.Proa("push", name), 1, "signed by an authority that this host does not know", filepath.Join(certs, r.Addr, "ca.crt"))
+	if err := os.Mkdir(filepath.Join(certs, r.Addr), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(certs, r.Addr, "ca.crt"), ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	says(e.Proa("push", name), 1, "401", "log in first", "hint: proa login "+r.Addr)
+
+	proa := filepath.Join(proatest.Bin(t), "proa")
+	says(e.Exec("wrong\n", proa, "-H", e.Host, "login", "-u", "ada", "--password-stdin", r.Addr), 1, "wrong user name, password or token")
+	says(e.Exec("", proa, "-H", e.Host, "login", r.Addr), 1, "not a terminal", "--password-stdin")
+	config := filepath.Join(e.Dir, "config.json")
+	if err := os.WriteFile(config, []byte(`{"detachKeys":"ctrl-x","auths":{}}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	says(e.Exec("right horse\n", proa, "-H", e.Host, "login", "-u", "ada", "--password-stdin", r.Addr), 0, "Login Succeeded", "unencrypted")
+	b, _ := os.ReadFile(config)
+	if fi, err := os.Stat(config); err != nil || fi.Mode().Perm() != 0o600 || !strings.Contains(string(b), "ctrl-x") || !strings.Contains(string(b), r.Addr) {
+		t.Errorf("config.json: %v %s", err, b)
+	}
+	out := e.MustProa("push", name)
+	pushed := digestWord.FindString(out)
+	says(e.Docker("pull", name), 0, pushed)
+	e.MustProa("rmi", name, "bb")
+	says(e.Proa("pull", name), 0, pushed)
+	says(e.Docker("pull", name), 0, "up to date")
+	says(e.Proa("logout", r.Addr), 0, "Removing login credentials for "+r.Addr)
+	says(e.Proa("logout", r.Addr), 0, "Not logged in to "+r.Addr)
+	says(e.Proa("pull", name), 1, "401", "log in first")
+	says(e.Exec("right horse", proatest.DockerCLI(t), "-H", e.Host, "login", "-u", "ada", "--password-stdin", r.Addr), 0, "Login Succeeded")
+	says(e.Proa("pull", name), 0, "up to date")
+	says(e.Exec("wrong horse", proatest.DockerCLI(t), "-H", e.Host, "login", "-u", "ada", "--password-stdin", r.Addr), 1, "wrong user name, password")
+	says(e.Docker("logout", r.Addr), 0)
+
+	// An expired certificate that is trusted otherwise.
+	old := t.TempDir()
+	cert, key = certificate(t, old, time.Now().Add(-time.Hour), "127.0.0.1")
+	x := startDistribution(t, e, 5444, fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s\n", cert, key))
+	trust(t, certs, x.Addr, cert)
+	says(e.Proa("pull", x.Addr+"/bb"), 1, "its certificate expired on", "renew the certificate")
+	// One for another name.
+	cert, key = certificate(t, t.TempDir(), time.Now().Add(time.Hour), "registry.example")
+	x = startDistribution(t, e, 5445, fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s\n", cert, key))
+	trust(t, certs, x.Addr, cert)
+	says(e.Proa("pull", x.Addr+"/bb"), 1, "its certificate is for another name")
+	// None at all, elsewhere than on loopback: 192.0.2.2 is the namespace's own
+	// address, on which this registry listens as well.
+	x = startDistribution(t, e, 5446, "", "192.0.2.2")
+	says(e.Proa("pull", x.Addr+"/bb"), 1, "does not speak TLS; plain HTTP is used on loopback only")
+}
+
+func trust(t *testing.T, certs, addr, cert string) {
+	t.Helper()
+	b, err := os.ReadFile(cert)
+	if err == nil {
+		err = os.MkdirAll(filepath.Join(certs, addr), 0o700)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(certs, addr, "ca.crt"), b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
