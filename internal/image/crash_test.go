@@ -23,7 +23,7 @@ import (
 )
 
 // The test binary is its own victim: with this variable it opens the store in
-// that directory and loads, or builds, over and over until it is killed.
+// that directory and loads, builds, pulls or pushes over and over until it is killed.
 const (
 	victim     = "PROA_TEST_VICTIM"
 	victimWork = "PROA_TEST_VICTIM_WORK"
@@ -43,12 +43,15 @@ func beVictim(dir string) error {
 		return err
 	}
 	ctx := context.Background()
-	s, err := Open(ctx, Config{Root: filepath.Join(dir, "image"), Mounts: filepath.Join(dir, "mounts"), DB: db})
+	s, err := Open(ctx, Config{Root: filepath.Join(dir, "image"), Mounts: filepath.Join(dir, "mounts"), DB: db, Registries: impatient()})
 	if err != nil {
 		return err
 	}
-	if os.Getenv(victimWork) == "build" {
+	switch verb, ref, _ := strings.Cut(os.Getenv(victimWork), " "); verb {
+	case "build":
 		return buildForever(ctx, s)
+	case "pull", "push":
+		return carryForever(ctx, s, verb, ref)
 	}
 	return loadForever(ctx, s, dir)
 }
@@ -83,6 +86,28 @@ func kill(t *testing.T, dir, work string, after time.Duration) {
 	if stderr.Len() > 0 {
 		t.Fatalf("the victim failed by itself: %s", &stderr)
 	}
+}
+
+// carryForever pulls an image and removes it, or pushes it, each time to
+// another repository, so that there is something to do.
+func carryForever(ctx context.Context, s *Store, verb, ref string) (err error) {
+	fmt.Println("ready")
+	for n := 0; err == nil; n++ {
+		if verb == "pull" {
+			if _, err = s.Pull(ctx, ref, PullOptions{}); err == nil {
+				_, err = s.Remove(ctx, ref, true, true)
+			}
+			continue
+		}
+		to := fmt.Sprintf("%s-%d", strings.TrimSuffix(ref, ":latest"), n)
+		if err = s.Tag(ctx, ref, to); err == nil {
+			_, err = s.Push(ctx, to, PushOptions{})
+		}
+		if err == nil {
+			_, err = s.Remove(ctx, to, true, true)
+		}
+	}
+	return err
 }
 
 func loadForever(ctx context.Context, s *Store, dir string) error {
@@ -141,8 +166,8 @@ func TestKilledWhileLoading(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	seen := map[string]int{}
-	for range 12 {
-		kill(t, dir, "load", time.Duration(random.IntN(400))*time.Millisecond)
+	for range 20 {
+		kill(t, dir, "load", time.Duration(random.IntN(300))*time.Millisecond)
 
 		s := openAt(t, dir, nil)
 		got := tree(t, s)
@@ -173,6 +198,74 @@ func TestKilledWhileLoading(t *testing.T) {
 		closeTest(t, s)
 	}
 	t.Logf("found %v", seen)
+}
+
+// A store that is killed while it pulls or pushes is in order when it opens
+// again: the image is there whole or not at all, nothing is left of what was
+// under way, and the same command succeeds.
+func TestKilledWhilePullingAndPushing(t *testing.T) {
+	r := newFaulty(t, 0) // the registry in the box; its faults are off
+	r.real = registryWithoutPassword(t)
+	dir := t.TempDir()
+	ref := r.host + "/big:latest"
+	ctx := context.Background()
+	i := big(t, ref)
+	s := openPuller(t, dir)
+	empty := tree(t, s)
+	load(t, s, ociArchive(t, gzipped, i))
+	if _, err := s.Push(ctx, ref, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	want := get(t, s, ref).Target.Digest
+	whole := tree(t, s)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	seen := map[string]int{}
+	for n := range 40 {
+		verb := "pull"
+		if n >= 20 {
+			verb = "push"
+		}
+		if verb == "pull" {
+			if _, err := s.Remove(ctx, ref, true, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		closeTest(t, s)
+		kill(t, dir, verb+" "+ref, time.Duration(random.IntN(150))*time.Millisecond)
+
+		s = openPuller(t, dir)
+		files := tree(t, s) // before anything else is done: what opening left
+		_, err := s.Get(ctx, ref)
+		switch {
+		case err == nil:
+			seen[verb+" whole"]++
+			if !slices.Equal(files, whole) {
+				t.Errorf("files with the image:\n%s", strings.Join(files, "\n"))
+			}
+		case errdefs.IsNotFound(err) && verb == "pull":
+			seen["pull none"]++
+			if !slices.Equal(files, empty) {
+				t.Errorf("files without the image:\n%s", strings.Join(files, "\n"))
+			}
+		default:
+			t.Fatal(err)
+		}
+		if verb == "pull" {
+			if got, err := s.Pull(ctx, ref, PullOptions{}); err != nil || got.Digest != want {
+				t.Fatalf("pulled again: %+v %v", got, err)
+			}
+		} else if got, err := s.Push(ctx, ref, PushOptions{}); err != nil || got.Target.Digest != want {
+			t.Fatalf("pushed again: %+v %v", got, err)
+		}
+		checkBig(t, s, get(t, s, ref))
+		verify(t, s)
+	}
+	t.Logf("found %v", seen)
+	if seen["pull none"] == 0 {
+		t.Error("no pull was killed in its middle: the test does not test")
+	}
 }
 
 func checkBig(t *testing.T, s *Store, img *Image) {

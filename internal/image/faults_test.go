@@ -78,6 +78,17 @@ func newFaulty(t *testing.T, seed uint64) *faulty {
 	return f
 }
 
+// registryWithoutPassword is the registry in the box as anybody may use it.
+func registryWithoutPassword(t *testing.T) http.Handler {
+	t.Helper()
+	st, err := store.Open(t.TempDir(), store.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.Close() })
+	return registry.New(registry.Config{Store: st})
+}
+
 func (f *faulty) faults() (n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -133,7 +133,6 @@ func (c *Client) explain(u *url.URL, err error) error {
 		unknown x509.UnknownAuthorityError
 		name    x509.HostnameError
 		cert    x509.CertificateInvalidError
-		alert   tls.AlertError
 		dns     *net.DNSError
 		plain   *PlainHTTPError
 		op      *net.OpError
@@ -162,7 +161,7 @@ func (c *Client) explain(u *url.URL, err error) error {
 			host, valid, now.UTC().Format(time.RFC3339), err)
 	case errors.As(err, &cert):
 		return permanent("cannot trust registry %s: %w", host, err)
-	case errors.As(err, &alert):
+	case errors.As(err, &op) && op.Op == "remote error": // a TLS alert
 		return permanent("registry %s refuses the TLS connection (%w); if it wants a client certificate, put client.cert and client.key into %s", host, err, filepath.Join(c.cfg.CertsDir, host))
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return permanent("cannot reach registry %s: there is no host of that name: %w", host, err)
