@@ -150,3 +150,15 @@ LABEL x=y
 		t.Errorf("without the cache %d flat layers, and the image has %d", n, of)
 	}
 }
+
+// A Dockerfile that makes no files makes an image all the same.
+func TestImageOfNoLayers(t *testing.T) {
+	k, s := newEngineKit(t)
+	status, body := k.post("/build?"+url.Values{"t": {"bare"}}.Encode(), archive(t, "Dockerfile", "FROM scratch\nLABEL a=b\n"))
+	if status != 200 {
+		t.Fatalf("%d: %s", status, body)
+	}
+	if img, err := s.Get(t.Context(), "bare"); err != nil || img.Config.Config.Labels["a"] != "b" {
+		t.Errorf("%v %v", img, err)
+	}
+}

@@ -3,6 +3,8 @@ package image
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"os"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -115,4 +117,42 @@ func TestAdoptIncomplete(t *testing.T) {
 		t.Fatal(err)
 	}
 	expectTree(t, s, nil)
+}
+
+// An image of no layers at all, "FROM scratch" with a label, is one as any
+// other: it can be saved, loaded, mounted and removed.
+func TestNoLayers(t *testing.T) {
+	for _, strategy := range []string{"", "extract"} {
+		s := openAt(t, t.TempDir(), func(c *Config) { c.Strategy = strategy })
+		before := tree(t, s)
+		ctx, target := contents(t, s, "foreign", sample{labels: map[string]string{"a": "b"}})
+		if _, err := s.Adopt(ctx, target, []string{"bare"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.leases.Delete(in(t.Context()), leases.Lease{ID: "foreign"}); err != nil {
+			t.Fatal(err)
+		}
+		var saved bytes.Buffer
+		if err := s.Save(t.Context(), &saved, []string{"bare"}); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			img := get(t, s, "bare")
+			m, err := s.Mount(t.Context(), img.ID.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if entries, err := os.ReadDir(fmt.Sprintf("/proc/self/fd/%d", m.Tree.Fd())); err != nil || len(entries) != 0 {
+				t.Errorf("in no layers: %v %v", entries, err)
+			}
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+			if _, err := s.Remove(t.Context(), "bare", false, true); err != nil {
+				t.Fatal(err)
+			}
+			expectTree(t, s, before)
+			load(t, s, saved.Bytes())
+		}
+	}
 }

@@ -209,7 +209,7 @@ func TestBadArchives(t *testing.T) {
 		"lying diffID":      {ociArchive(t, gzipped, lying), "diffID"},
 		"lying diffID 2":    {dockerArchive(t, plain, lying), "diffID"},
 		"layer is no tar":   {ociArchive(t, gzipped, sample{names: []string{"x"}, layers: [][]byte{bytes.Repeat([]byte("x"), 2000)}}), ""},
-		"no layers":         {ociArchive(t, gzipped, sample{names: []string{"x"}}), "layers"},
+		"no rootfs":         {tarOf(t, file{name: "c", body: "{}"}, file{name: "manifest.json", body: `[{"Config":"c"}]`}), "layers"},
 		"too many layers":   {dockerArchive(t, plain, many), "layers"},
 		"bad name":          {dockerArchive(t, plain, hello(t, "UPPER")), "UPPER"},
 		"missing layer":     {tarOf(t, file{name: "c", body: "{}"}, file{name: "manifest.json", body: `[{"Config":"c","Layers":["nowhere"]}]`}), "nowhere"},

@@ -30,8 +30,12 @@ func checkDigest(d digest.Digest) error {
 	return nil
 }
 
-// chainOf is identity.ChainID without its habit of writing to its argument.
+// chainOf is identity.ChainID without its habit of writing to its argument,
+// and with a name for no layers at all.
 func chainOf(diffIDs []digest.Digest) digest.Digest {
+	if len(diffIDs) == 0 {
+		return digest.FromBytes(nil)
+	}
 	return identity.ChainID(slices.Clone(diffIDs))
 }
 

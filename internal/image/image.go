@@ -288,7 +288,10 @@ func parseConfig(raw []byte) (*parsed, error) {
 	if p.oci.RootFS.Type != "" && p.oci.RootFS.Type != "layers" {
 		return nil, fmt.Errorf("rootfs type %q is not \"layers\": %w", p.oci.RootFS.Type, errdefs.ErrInvalidArgument)
 	}
-	if n := len(p.oci.RootFS.DiffIDs); n == 0 || n > maxLayers {
+	// None at all is what "FROM scratch" with only a LABEL makes; but any JSON
+	// names none, so then it must say that it means it.
+	n := len(p.oci.RootFS.DiffIDs)
+	if n > maxLayers || n == 0 && p.oci.RootFS.Type == "" {
 		return nil, fmt.Errorf("it names %d layers, and only 1 to %d can be: %w", n, maxLayers, errdefs.ErrInvalidArgument)
 	}
 	for _, d := range p.oci.RootFS.DiffIDs {

@@ -167,10 +167,12 @@ func (s *Store) plan(ctx context.Context, chosen []candidate) (*savePlan, error)
 			if t, err := parseName(n); err == nil {
 				tag = t.Tag()
 			}
-			if repos[repo] == nil {
-				repos[repo] = map[string]string{}
+			if n := len(img.manifest.Layers); n > 0 { // it names the topmost layer
+				if repos[repo] == nil {
+					repos[repo] = map[string]string{}
+				}
+				repos[repo][tag] = img.manifest.Layers[n-1].Digest.Encoded()
 			}
-			repos[repo][tag] = img.manifest.Layers[len(img.manifest.Layers)-1].Digest.Encoded()
 			d := c.target
 			d.Annotations = map[string]string{images.AnnotationImageName: n, ocispec.AnnotationRefName: tag}
 			idx.Manifests = append(idx.Manifests, d)
