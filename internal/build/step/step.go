@@ -90,7 +90,8 @@ func (e *Executor) Run(ctx context.Context, id string, root executor.Mount, moun
 	}
 	var releases releaser
 	defer func() { err = errors.Join(err, releases.release()) }()
-	if ask.Root, err = releases.mount(ctx, root, false); err != nil {
+	// Nobody else uses the root while the step runs, so it can be mounted apart.
+	if ask.Root, err = releases.mount(withParts(ctx), root, false); err != nil {
 		return nil, fmt.Errorf("cannot mount the root of a step: %w", err)
 	}
 	ask.Root.Readonly = root.Readonly || p.Meta.ReadonlyRootFS
@@ -240,6 +241,9 @@ func (r *releaser) mount(ctx context.Context, m executor.Mount, readonly bool) (
 }
 
 func wireMount(m mount.Mount) wire.Mount {
+	if m.Type == PartsType {
+		m.Type = "overlay"
+	}
 	return wire.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
 }
 
