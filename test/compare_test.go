@@ -367,24 +367,33 @@ func TestCompareRaces(t *testing.T) {
 	for _, engine := range []*proatest.Engine{e, second} {
 		engine.ImportBusybox("bb")
 	}
-	r := comparison(t, e, "--runs", "2", "--memory", "200m", "--cpus", "1", "--against", second.Host, "bb", "--", "sh", "-c", "echo said; exit 3")
+	docker := proatest.NewDocker(t)
+	tar := filepath.Join(e.Dir, "bb.tar")
+	e.MustProa("save", "-o", tar, "bb")
+	docker.MustDocker("load", "-i", tar)
+	r := comparison(t, e, "--runs", "2", "--memory", "200m", "--cpus", "1", "--against", second.Host, "--against", docker.Host(),
+		"bb", "--", "sh", "-c", "echo said; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; sleep 1; exit 3")
 	if r.Schema != 1 || r.Runs != 2 || r.Limits.MemoryBytes != 200<<20 || r.Limits.CPUs != 1 || r.Host.CPUs == 0 || r.VM.QEMU == "" || r.Sentence == "" {
 		t.Errorf("%+v", r)
 	}
-	if len(r.Contenders) != 4 || r.Contenders[3].Engine != second.Host {
+	if len(r.Contenders) != 5 || r.Contenders[3].Engine != second.Host || r.Contenders[4].Engine != docker.Host() || !strings.HasPrefix(r.Contenders[4].Name, "docker ") {
 		t.Fatalf("contenders %+v", r.Contenders)
 	}
-	for i, want := range [][2]int{{1, 3}, {2, 2}, {1, 1}, {3, 1}} {
+	for i, want := range [][2]int{{1, 4}, {2, 3}, {1, 1}, {3, 2}, {4, 1}} {
 		c := r.Contenders[i]
 		if len(c.Runs) != 2 || c.Runs[0].Position != want[0] || c.Runs[1].Position != want[1] {
 			t.Errorf("%s: %+v, want positions %v", c.Name, c.Runs, want)
 			continue
 		}
 		for _, run := range c.Runs {
-			if run.ExitCode != 3 || run.LastWords != "said" || run.FirstOutput == nil || run.Wall == nil || run.CPU == nil || run.Memory == nil || run.Disk == nil || run.Written == nil {
+			if run.ExitCode != 3 || run.LastWords != "said" || run.FirstOutput == nil || run.Wall == nil || run.CPU == nil || run.Memory == nil || run.Disk == nil || run.Processes == nil ||
+				*run.CPU < 0.01 || *run.Wall < 1 || *run.Processes < 1 || run.Kernel == "" || i != 4 && run.Written == nil {
 				t.Errorf("%s: %+v", c.Name, run)
 			}
 		}
+	}
+	if left := docker.MustDocker("ps", "-aq"); left != "" {
+		t.Errorf("left behind: %s", left)
 	}
 	for _, engine := range []*proatest.Engine{e, second} {
 		if left := engine.MustProa("ps", "-aq"); left != "" {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/signal"
 	"sync"
@@ -59,6 +60,9 @@ prints one table and one sentence. Every figure is measured in these runs. Nothi
 		if err != nil {
 			return &exitError{125, explain(err)}
 		}
+		if err := a.imageForCompare(cmd.Context(), c, o.Image); err != nil {
+			return &exitError{125, explain(err)}
+		}
 		return a.compare(cmd.Context(), c, o, format)
 	}
 	f := cmd.Flags()
@@ -68,6 +72,16 @@ prints one table and one sentence. Every figure is measured in these runs. Nothi
 	f.StringVar(&format, "format", "table", "table or json")
 	f.StringArrayVar(&against, "against", nil, "race also the engine at this HOST, docker or another proad (unix:///run/docker.sock)")
 	return cmd
+}
+
+// imageForCompare fetches an image that is not here, as a run does.
+func (a *app) imageForCompare(ctx context.Context, c *client.Client, image string) error {
+	err := c.Do(ctx, http.MethodGet, "/images/"+image+"/json", nil, nil, nil)
+	if !client.IsNotFound(err) {
+		return err
+	}
+	fmt.Fprintf(a.err, "Unable to find image '%s' locally\n", familiarTag(image))
+	return a.pullFor(ctx, c, &runFlags{}, image)
 }
 
 // compare runs the race; ctrl-C ends it and removes what it made.
@@ -96,8 +110,6 @@ func (a *app) compare(ctx context.Context, c *client.Client, o compare.Options, 
 	switch {
 	case errors.Is(err, errInterrupted):
 		return &exitError{130, err}
-	case client.IsNotFound(err):
-		return &exitError{125, &hinted{err, "bring an image with `proa load -i FILE` or `proa import FILE NAME`; `proa images` lists what is here"}}
 	case err != nil:
 		return startFailed(err)
 	}

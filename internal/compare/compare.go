@@ -16,7 +16,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -183,10 +182,16 @@ func other(ctx context.Context, c *client.Client) (*lane, error) {
 	if err != nil {
 		return nil, err
 	}
-	name, _, _ := strings.Cut(strings.ToLower(v.Platform.Name), " ")
-	if name == "" {
-		name = "engine"
+	// "Docker Engine - Community", "Proa"; Debian's dockerd has no platform and
+	// calls its first component "Engine", podman its own "Podman Engine".
+	name := v.Platform.Name
+	if name == "" && len(v.Components) > 0 {
+		name = strings.TrimSpace(strings.TrimSuffix(v.Components[0].Name, "Engine"))
 	}
+	if name == "" {
+		name = "docker"
+	}
+	name, _, _ = strings.Cut(strings.ToLower(name), " ")
 	return &lane{name: shorten(name+" "+v.Version, 22), client: c, proa: v.Platform.Name == "Proa", kernel: info.KernelVersion}, nil
 }
 
@@ -429,12 +434,9 @@ func listen(ctx context.Context, conn *client.Conn) *output {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	go func() {
 		defer stop()
-		if conn.Multiplexed {
-			o.done <- client.Demux(conn, o, o)
-			return
-		}
-		_, err := io.Copy(o, conn)
-		o.done <- err
+		// Without a terminal the stream has frames, also where an engine before
+		// API 1.42 does not say so.
+		o.done <- client.Demux(conn, o, o)
 	}()
 	return o
 }

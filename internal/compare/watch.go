@@ -2,7 +2,8 @@ package compare
 
 import (
 	"context"
-	"encoding/json"
+	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -69,13 +70,9 @@ func (l *lane) lookOther(ctx context.Context, id string, s *sightings) {
 	if t, err := l.client.ContainerTop(ctx, id, ""); err == nil {
 		s.processes = max(s.processes, len(t.Processes))
 	}
-	body, err := l.client.ContainerStats(ctx, id, false)
-	if err != nil {
-		return
-	}
-	defer body.Close()
 	st := &container.StatsResponse{}
-	if json.NewDecoder(body).Decode(st) == nil && st.CPUStats.CPUUsage.TotalUsage > 0 {
+	at := url.Values{"stream": {"0"}, "one-shot": {"1"}}
+	if l.client.Do(ctx, http.MethodGet, "/containers/"+id+"/stats", at, nil, st) == nil && st.CPUStats.CPUUsage.TotalUsage > 0 {
 		s.stats, s.memory = st, max(s.memory, st.MemoryStats.Usage)
 	}
 }
