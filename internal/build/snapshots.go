@@ -70,9 +70,9 @@ func (v volatileMount) Mount() ([]mount.Mount, func() error, error) {
 		if m.Type != "overlay" || work == "" {
 			continue
 		}
-		// The mark of an earlier volatile mount, which the kernel takes for one of
-		// a crash.
-		if err := os.Remove(filepath.Join(work, "work", "incompat", "volatile")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		// The mark of an earlier volatile mount, a directory with a file in it,
+		// which the kernel takes for one of a crash.
+		if err := os.RemoveAll(filepath.Join(work, "work", "incompat")); err != nil {
 			return nil, nil, errors.Join(fmt.Errorf("cannot mount a snapshot once more: %w", err), release())
 		}
 		out[i].Options = append(slices.Clone(m.Options), "volatile")
