@@ -90,7 +90,7 @@ func TestDockerCLI(t *testing.T) {
 		t.Errorf("images after prune: %q", got)
 	}
 	// What does not exist yet says so.
-	for _, args := range [][]string{{"pull", "alpine"}, {"push", "alpine"}, {"build", "-"}, {"commit", "x"}, {"network", "create", "n"}} {
+	for _, args := range [][]string{{"pull", "alpine"}, {"push", "alpine"}, {"build", "-"}, {"network", "create", "n"}} {
 		if r := e.Docker(args...); r.Code == 0 || r.Stderr == "" {
 			t.Errorf("docker %v: code %d, %q", args, r.Code, r.Stderr)
 		}

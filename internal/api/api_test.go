@@ -34,7 +34,7 @@ func TestVersionsAndUnknownRoutes(t *testing.T) {
 		{"GET", "/nowhere", 404, "page not found"},
 		{"GET", "/v1.50/nowhere", 404, "page not found"},
 		{"POST", "/v1.50/swarm/init", 501, "not implemented by this engine"},
-		{"GET", "/containers/x/archive", 501, "not implemented by this engine"},
+		{"GET", "/containers/x/checkpoints", 501, "not implemented by this engine"},
 		{"POST", "/_ping", 405, "not allowed"},
 		{"POST", "/images/x/push", 501, "not implemented by this engine"},
 		{"POST", "/images/create?fromImage=alpine&tag=3", 404, "No such image: alpine:3"},

@@ -38,6 +38,12 @@ func (s *Server) routes() []route {
 		{"POST", "/containers/{id}/wait", s.containerWait},
 		{"POST", "/containers/{id}/attach", s.containerAttach},
 		{"POST", "/containers/{id}/exec", s.execCreate},
+		{"HEAD", "/containers/{id}/archive", s.archiveStat},
+		{"GET", "/containers/{id}/archive", s.archiveGet},
+		{"PUT", "/containers/{id}/archive", s.archivePut},
+		{"GET", "/containers/{id}/changes", s.containerChanges},
+		{"GET", "/containers/{id}/export", s.containerExport},
+		{"POST", "/commit", s.containerCommit},
 		{"DELETE", "/containers/{id}", s.containerRemove},
 
 		{"POST", "/exec/{id}/start", s.execStart},
@@ -77,6 +83,6 @@ func (s *Server) routes() []route {
 // notServed are the parts of Docker's API that this engine knows of and does
 // not have.
 var notServed = []string{
-	"/commit", "/configs", "/containers/", "/images/", "/networks", "/nodes", "/plugins",
+	"/configs", "/containers/", "/images/", "/networks", "/nodes", "/plugins",
 	"/secrets", "/services", "/swarm", "/tasks", "/volumes/",
 }

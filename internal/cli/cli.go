@@ -104,7 +104,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.runCmd(), a.createCmd(), a.startCmd(), a.stopCmd(), a.restartCmd(), a.killCmd(), a.pauseCmd(), a.unpauseCmd(),
 		a.rmCmd(), a.renameCmd(), a.waitCmd(), a.attachCmd(), a.execCmd(), a.logsCmd(), a.psCmd(), a.topCmd(), a.statsCmd(), a.portCmd(),
-		a.inspectCmd(), a.containerCmd(),
+		a.inspectCmd(), a.cpCmd(), a.commitCmd(), a.diffCmd(), a.exportCmd(), a.containerCmd(),
 		a.pullCmd(), a.pushCmd(), a.loginCmd(), a.logoutCmd(),
 		a.imagesCmd(), a.loadCmd(), a.saveCmd(), a.importCmd(), a.tagCmd(), a.rmiCmd(), a.historyCmd(), a.imageCmd(),
 		a.buildCmd(), a.builderCmd(),

@@ -130,18 +130,7 @@ func (a *app) saveCmd() *cobra.Command {
 				_, err = io.Copy(a.out, r)
 				return err
 			}
-			// Beside the target and renamed: never half a file under that name.
-			tmp := output + ".partial"
-			f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-			if err != nil {
-				return fmt.Errorf("cannot save: %w", err)
-			}
-			_, err = io.Copy(f, r)
-			if err = errors.Join(err, f.Close()); err == nil {
-				err = os.Rename(tmp, output)
-			}
-			if err != nil {
-				os.Remove(tmp)
+			if err := writeWhole(output, r); err != nil {
 				return fmt.Errorf("cannot save to %q: %w", output, err)
 			}
 			return nil
@@ -149,6 +138,24 @@ func (a *app) saveCmd() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "file to write instead of standard output")
 	return cmd
+}
+
+// writeWhole writes a file beside its name and renames it: never half a file
+// under that name.
+func writeWhole(name string, r io.Reader) error {
+	tmp := name + ".partial"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(tmp, name)
+	}
+	if err != nil {
+		os.Remove(tmp)
+	}
+	return err
 }
 
 func (a *app) importCmd() *cobra.Command {
@@ -234,11 +241,12 @@ func (a *app) rmiCmd() *cobra.Command {
 }
 
 func (a *app) historyCmd() *cobra.Command {
-	var quiet, noTrunc bool
+	var quiet, noTrunc, human bool
 	var format string
 	cmd := &cobra.Command{Use: "history IMAGE", Short: "Show the steps an image was made of", Args: cobra.ExactArgs(1)}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "ids only")
-	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "whole commands")
+	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "whole commands and ids")
+	cmd.Flags().BoolVar(&human, "human", true, "sizes and times for people")
 	cmd.Flags().StringVar(&format, "format", "", "table, json, or a Go template")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		steps, err := c.ImageHistory(ctx, args[0])
@@ -247,23 +255,31 @@ func (a *app) historyCmd() *cobra.Command {
 		}
 		var rows []row
 		for _, s := range steps {
-			by, id := s.CreatedBy, s.ID
+			by, id := strings.ReplaceAll(s.CreatedBy, "\t", " "), s.ID
 			if r := []rune(by); !noTrunc && len(r) > 45 {
 				by = string(r[:44]) + "…"
 			}
 			if !noTrunc && id != "<missing>" {
 				id = shortID(id)
 			}
+			size := fmt.Sprint(s.Size)
+			if human {
+				size = humanSize(s.Size)
+			}
 			if quiet {
 				fmt.Fprintln(a.out, id)
 				continue
 			}
-			rows = append(rows, row{"ID": id, "CreatedSince": ago(s.Created), "CreatedAt": unixString(s.Created), "CreatedBy": by, "Size": humanSize(s.Size), "Comment": s.Comment})
+			rows = append(rows, row{"ID": id, "CreatedSince": ago(s.Created), "CreatedAt": time.Unix(s.Created, 0).Format(time.RFC3339), "CreatedBy": by, "Size": size, "Comment": s.Comment})
 		}
 		if quiet {
 			return nil
 		}
-		return printRows(a.out, format, []column{{"ID", "IMAGE"}, {"CreatedSince", "CREATED"}, {"CreatedBy", "CREATED BY"}, {"Size", "SIZE"}, {"Comment", "COMMENT"}, {"CreatedAt", "-CREATED AT"}}, rows)
+		since, at := "CREATED", "-CREATED AT"
+		if !human {
+			since, at = "-CREATED", "CREATED AT"
+		}
+		return printRows(a.out, format, []column{{"ID", "IMAGE"}, {"CreatedSince", since}, {"CreatedAt", at}, {"CreatedBy", "CREATED BY"}, {"Size", "SIZE"}, {"Comment", "COMMENT"}}, rows)
 	})
 	return cmd
 }

@@ -150,3 +150,10 @@ func checkXZ(b *bufio.Reader) error {
 	}
 	return nil
 }
+
+// Unpacked finds out whether a stream is packed with gzip, zstd, bzip2 or xz
+// and gives what is in it. Close ends the decoder, not r.
+func Unpacked(r io.Reader) (io.ReadCloser, error) {
+	d, _, err := decompress(r)
+	return d, err
+}

@@ -1,0 +1,206 @@
+package api
+
+import (
+	"bufio"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+
+	"proa/internal/engine"
+	"proa/internal/image"
+	"proa/internal/rootfs"
+	"proa/internal/sys"
+)
+
+// pathStat is Docker's header about a path: base64 of this JSON.
+type pathStat struct {
+	Name       string      `json:"name"`
+	Size       int64       `json:"size"`
+	Mode       fs.FileMode `json:"mode"`
+	Mtime      time.Time   `json:"mtime"`
+	LinkTarget string      `json:"linkTarget"`
+}
+
+const pathStatHeader = "X-Docker-Container-Path-Stat"
+
+// goMode turns a mode of stat(2) into Go's, which Docker's API has.
+func goMode(mode uint32) fs.FileMode {
+	m := fs.FileMode(mode & 0o777)
+	switch mode & sys.TypeMask {
+	case sys.TypeDir:
+		m |= fs.ModeDir
+	case sys.TypeSymlink:
+		m |= fs.ModeSymlink
+	case sys.TypeFifo:
+		m |= fs.ModeNamedPipe
+	case sys.TypeSocket:
+		m |= fs.ModeSocket
+	case sys.TypeChar:
+		m |= fs.ModeDevice | fs.ModeCharDevice
+	case sys.TypeBlock:
+		m |= fs.ModeDevice
+	}
+	for bit, flag := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
+		if mode&bit != 0 {
+			m |= flag
+		}
+	}
+	return m
+}
+
+// statPath looks at a path and puts what it is into the answer's header.
+func (s *Server) statPath(c *call) (path string, err error) {
+	if path = c.query("path"); path == "" {
+		return "", bad("missing parameter: path")
+	}
+	r, w := io.Pipe()
+	go func() {
+		w.CloseWithError(s.Engine.Files(c.Context(), c.PathValue("id"), &rootfs.Request{Op: rootfs.OpStat, Path: path}, nil, w))
+	}()
+	var st rootfs.Stat
+	err = json.NewDecoder(r).Decode(&st)
+	r.CloseWithError(io.ErrClosedPipe)
+	if err != nil {
+		return "", err
+	}
+	text, err := json.Marshal(pathStat{Name: st.Name, Size: st.Size, Mode: goMode(st.Mode), Mtime: time.Unix(st.Sec, int64(st.Nsec)), LinkTarget: st.LinkTarget})
+	if err != nil {
+		return "", err
+	}
+	c.Header().Set(pathStatHeader, base64.StdEncoding.EncodeToString(text))
+	return path, nil
+}
+
+func (s *Server) archiveStat(c *call) error {
+	if _, err := s.statPath(c); err != nil {
+		return err
+	}
+	c.started = true
+	c.WriteHeader(http.StatusOK)
+	return nil
+}
+
+func (s *Server) archiveGet(c *call) error {
+	path, err := s.statPath(c)
+	if err != nil {
+		return err
+	}
+	err = s.tarOut(c, &rootfs.Request{Op: rootfs.OpGet, Path: path})
+	if err != nil {
+		c.Header().Del(pathStatHeader)
+	}
+	return err
+}
+
+func (s *Server) containerExport(c *call) error {
+	return s.tarOut(c, &rootfs.Request{Op: rootfs.OpExport})
+}
+
+// tarOut answers with a tar stream. What fails before its first byte has a
+// status; later the connection is cut, so that nobody takes a part for the whole.
+func (s *Server) tarOut(c *call, r *rootfs.Request) error {
+	err := s.Engine.Files(c.Context(), c.PathValue("id"), r, nil, &lateWriter{c})
+	if err != nil && c.started {
+		if c.Context().Err() == nil {
+			s.Log.Error("cannot send files", "container", c.PathValue("id"), "op", r.Op, "error", err)
+		}
+		panic(http.ErrAbortHandler)
+	}
+	return err
+}
+
+// lateWriter begins a tar answer with its first byte.
+type lateWriter struct{ c *call }
+
+func (w *lateWriter) Write(p []byte) (int, error) {
+	if !w.c.started {
+		w.c.started = true
+		w.c.Header().Set("Content-Type", "application/x-tar")
+		w.c.WriteHeader(http.StatusOK)
+	}
+	return w.c.Write(p)
+}
+
+func (s *Server) archivePut(c *call) error {
+	path := c.query("path")
+	if path == "" {
+		return bad("missing parameter: path")
+	}
+	r := &rootfs.Request{Op: rootfs.OpPut, Path: path, NoOverwriteDirNonDir: c.flag("noOverwriteDirNonDir")}
+	info, err := s.Engine.Get(c.Context(), c.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	if c.flag("copyUIDGID") {
+		r.User = info.Config.User
+	}
+	in, err := image.Unpacked(c.upload())
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	if err := s.Engine.Files(c.Context(), c.PathValue("id"), r, in, io.Discard); err != nil {
+		return err
+	}
+	c.started = true
+	c.WriteHeader(http.StatusOK)
+	return nil
+}
+
+func (s *Server) containerChanges(c *call) error {
+	r, w := io.Pipe()
+	go func() {
+		w.CloseWithError(s.Engine.Files(c.Context(), c.PathValue("id"), &rootfs.Request{Op: rootfs.OpChanges}, nil, w))
+	}()
+	defer r.CloseWithError(io.ErrClosedPipe)
+	out := []container.FilesystemChange{}
+	for d := json.NewDecoder(bufio.NewReader(r)); ; {
+		var one rootfs.Change
+		err := d.Decode(&one)
+		if errors.Is(err, io.EOF) {
+			return c.reply(http.StatusOK, out)
+		}
+		if err != nil {
+			return err
+		}
+		if len(out) == maxChanges {
+			return fmt.Errorf("more than %d files differ from the image", maxChanges)
+		}
+		out = append(out, container.FilesystemChange{Path: one.Path, Kind: container.ChangeType(one.Kind)})
+	}
+}
+
+// maxChanges bounds an answer that is held in memory.
+const maxChanges = 1_000_000
+
+func (s *Server) containerCommit(c *call) error {
+	id := c.query("container")
+	if id == "" {
+		return bad("missing parameter: container")
+	}
+	o := engine.CommitOptions{
+		Name: c.query("repo"), Author: c.query("author"), Message: c.query("comment"), Changes: c.URL.Query()["changes"],
+		NoPause: c.query("pause") != "" && !c.flag("pause"),
+	}
+	if tag := c.query("tag"); tag != "" && o.Name != "" {
+		o.Name += ":" + tag
+	}
+	if err := c.decode(&o.Config, true); err != nil {
+		return err
+	}
+	img, err := s.Engine.Commit(c.Context(), id, o)
+	if err != nil {
+		return err
+	}
+	if o.Name != "" {
+		s.Publish("image", "tag", img.ID.String(), map[string]string{"name": o.Name})
+	}
+	return c.reply(http.StatusCreated, container.CommitResponse{ID: img.ID.String()})
+}
