@@ -3,7 +3,6 @@ package cli
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -23,15 +22,14 @@ func (a *app) registryCmd() *cobra.Command {
 	}
 }
 
-// become replaces this process by a program that lies beside it.
+// become replaces this process by a program of this installation.
 func become(program string, args []string) error {
-	self, err := os.Executable()
+	path, err := beside(program)
 	if err != nil {
-		return fmt.Errorf("cannot find %s: %w", program, err)
+		return err
 	}
-	path := filepath.Join(filepath.Dir(self), program)
 	if err := syscall.Exec(path, append([]string{program}, args...), os.Environ()); err != nil {
-		return &hinted{fmt.Errorf("cannot start %s: %w", path, err), "it belongs beside proa; make build puts all programs into bin/"}
+		return fmt.Errorf("cannot run %s: %w", path, err)
 	}
 	return nil
 }
