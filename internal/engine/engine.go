@@ -67,7 +67,8 @@ type Engine struct {
 	byName map[string]string // name -> id, also of one that is being created
 	execs  map[string]string // exec id -> container id
 
-	saves *saver
+	saves    *saver
+	overlays overlays // of steps
 }
 
 // Open reads the records, finds what runs, cleans up what nobody owns, and

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -43,10 +42,14 @@ type Step struct {
 	Insecure   bool                // everything that --privileged gives
 }
 
+// FilesOverlay is the type of StepFiles that are the view of a snapshot: what
+// was written to it over what lies below.
+const FilesOverlay isolation.MountType = "overlay"
+
 // StepFiles are files of the host, by paths of the engine's mount namespace.
 // They lie there with the owners of inside.
 type StepFiles struct {
-	Type isolation.MountType
+	Type isolation.MountType // isolation.MountBind, isolation.MountTmpfs or FilesOverlay
 	// Source is a file or directory (bind), or the lower directory (overlay).
 	Source string
 	// Upper is the directory that holds "upper" and "work" of an overlay.
@@ -72,7 +75,8 @@ type StepRun struct {
 	e      *Engine
 	id     string
 	spec   *isolation.Spec
-	uppers []string // directories of overlays
+	upper  string         // of the root, where that is an overlay; "" else
+	views  []func() error // release overlays of mounts
 	sh     *shim.Shim
 	stream *shim.Stream
 	vm     *vmStep // nil behind the container wall
@@ -112,6 +116,7 @@ func (e *Engine) startStep(ctx context.Context, s Step) (_ *StepRun, err error) 
 	r := &StepRun{e: e, id: rec.ID, gone: make(chan struct{})}
 	r.life, r.stop = context.WithCancel(e.life)
 	back.add(r.stop)
+	back.add(func() { _ = r.releaseViews() })
 	p := parts{dir: e.runDir(r.id), parent: e.cfg.CgroupParent, hostname: e.host, ids: e.ids}
 	if p.seccomp, err = seccompOf(rec.Host); err != nil {
 		return nil, err
@@ -124,6 +129,7 @@ func (e *Engine) startStep(ctx context.Context, s Step) (_ *StepRun, err error) 
 	defer func() { closeAll(files) }()
 
 	var root isolation.File
+	var shown map[string]bool
 	if s.Kind == isolation.VM {
 		back.add(r.closeTrees)
 		if err := r.openVM(ctx, s, &p); err != nil {
@@ -137,7 +143,7 @@ func (e *Engine) startStep(ctx context.Context, s Step) (_ *StepRun, err error) 
 		if root, err = e.openStepRoot(s.Root, &p, &files, r); err != nil {
 			return nil, err
 		}
-		if err := e.openStepMounts(s, rec, &p, &files, r); err != nil {
+		if shown, err = e.openStepMounts(s, rec, &p, &files, r); err != nil {
 			return nil, err
 		}
 		if p.devices, err = devicesOf(rec.Host); err != nil {
@@ -162,6 +168,11 @@ func (e *Engine) startStep(ctx context.Context, s Step) (_ *StepRun, err error) 
 		return nil, err
 	}
 	spec.Process.Env = s.Env
+	for i := range spec.Mounts {
+		if shown[spec.Mounts[i].Target] {
+			spec.Mounts[i].Idmap = false
+		}
+	}
 	spec.Root.Tree, spec.Root.Unstub, spec.Root.UnstubParents = root, true, s.UnstubParents
 	// What is not in the books when the machine stops is not used again.
 	spec.Root.Volatile = true
@@ -241,9 +252,9 @@ func (e *Engine) openStepRoot(root StepFiles, p *parts, files *shim.Files, r *St
 		return 0, fmt.Errorf("cannot open the root of a step: %w", err)
 	}
 	switch root.Type {
-	case isolation.MountOverlay:
+	case FilesOverlay:
 		p.root, p.upper = files.Add(f), root.Upper
-		r.uppers = append(r.uppers, root.Upper)
+		r.upper = root.Upper
 		return 0, nil
 	case isolation.MountBind:
 		return files.Add(f), nil
@@ -253,53 +264,96 @@ func (e *Engine) openStepRoot(root StepFiles, p *parts, files *shim.Files, r *St
 }
 
 // openStepMounts opens the sources of all mounts, and decides on the user
-// namespace as planContainer does.
-func (e *Engine) openStepMounts(s Step, rec *record, p *parts, files *shim.Files, r *StepRun) error {
+// namespace as planContainer does. shown are those targets whose owners are
+// right already.
+func (e *Engine) openStepMounts(s Step, rec *record, p *parts, files *shim.Files, r *StepRun) (shown map[string]bool, err error) {
 	why := hostUserNS(rec.Host)
-	for _, m := range s.Mounts {
-		out := isolation.Mount{Type: m.Type, Origin: m.Source, Target: m.Target, Readonly: m.Readonly, Size: m.Size}
-		if m.Type == isolation.MountTmpfs {
-			out.Options = "exec"
-			p.mounts = append(p.mounts, out)
+	binds := map[int]*os.File{}
+	for i, m := range s.Mounts {
+		if m.Type != isolation.MountBind {
 			continue
 		}
-		f, err := sys.OpenPath(m.Source)
+		f, err := openPart(m)
 		if err != nil {
-			return fmt.Errorf("cannot open the source of the mount at %s: %w", m.Target, err)
+			return nil, fmt.Errorf("cannot mount at %s: %w", m.Target, err)
 		}
-		if m.Type == isolation.MountOverlay {
-			out.Upper, out.Subpath = m.Upper, m.Subpath
-			r.uppers = append(r.uppers, m.Upper)
-		} else if m.Subpath != "" {
-			part, err := sys.OpenPathInRoot(f, m.Subpath)
-			f.Close()
-			if errors.Is(err, os.ErrNotExist) {
-				return refusef(errdefs.ErrNotFound, "cannot mount at %s: %q is not there", m.Target, m.Subpath)
-			}
-			if err != nil {
-				return fmt.Errorf("cannot mount at %s: %w", m.Target, err)
-			}
-			f = part
-		}
-		out.Source = files.Add(f)
-		p.mounts = append(p.mounts, out)
+		files.Add(f) // closed with them
+		binds[i] = f
 		if why == "" && e.userns != nil {
 			if err := sys.CanIdmap(f, e.userns, true); err != nil {
 				why = fmt.Sprintf("the mount at %s (its file system, or one below it, cannot be idmapped)", m.Target)
 			}
 		}
 	}
-	if e.userns == nil {
-		return nil
+	if rec.UserNS = why == "" && e.userns != nil; !rec.UserNS && e.userns != nil {
+		if e.cfg.UserNS == "strict" {
+			return nil, invalid("cannot run in the host's user namespace, which %s needs: the engine runs with userns=strict", why)
+		}
+		r.Warnings = append(r.Warnings, fmt.Sprintf("this step runs in the host's user namespace because of %s: its root is the host's root", why))
 	}
-	if rec.UserNS = why == ""; rec.UserNS {
-		return nil
+	shown = map[string]bool{}
+	for i, m := range s.Mounts {
+		out := isolation.Mount{Type: m.Type, Origin: m.Source, Target: m.Target, Readonly: m.Readonly, Size: m.Size}
+		switch m.Type {
+		case isolation.MountTmpfs:
+			out.Options = "exec"
+		case isolation.MountBind:
+			out.Source = files.Number(binds[i])
+		case FilesOverlay:
+			f, err := r.openView(m, rec.UserNS)
+			if err != nil {
+				return nil, fmt.Errorf("cannot mount at %s: %w", m.Target, err)
+			}
+			out.Type, out.Source = isolation.MountBind, files.Add(f)
+			shown[m.Target] = true
+		default:
+			return nil, invalid("cannot mount files of type %q at %s", m.Type, m.Target)
+		}
+		p.mounts = append(p.mounts, out)
 	}
-	if e.cfg.UserNS == "strict" {
-		return invalid("cannot run in the host's user namespace, which %s needs: the engine runs with userns=strict", why)
+	return shown, nil
+}
+
+// openPart opens the part of a directory or file of the host that a mount shows.
+func openPart(m StepMount) (*os.File, error) {
+	f, err := sys.OpenPath(m.Source)
+	if err != nil || m.Subpath == "" {
+		return f, err
 	}
-	r.Warnings = append(r.Warnings, fmt.Sprintf("this step runs in the host's user namespace because of %s: its root is the host's root", why))
-	return nil
+	defer f.Close()
+	part, err := sys.OpenPathInRoot(f, m.Subpath)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, refusef(errdefs.ErrNotFound, "%q is not there", m.Subpath)
+	}
+	return part, err
+}
+
+// openView opens what a mount shows of an overlay, which is attached until the
+// step has ended.
+func (r *StepRun) openView(m StepMount, shifted bool) (*os.File, error) {
+	var at string
+	var release func() error
+	var err error
+	if m.Readonly {
+		at, release, err = r.e.attachReadonly(m.StepFiles, shifted)
+	} else {
+		at, release, err = r.e.mountOverlay(m.StepFiles, shifted)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.views = append(r.views, release)
+	m.Source = at
+	return openPart(m)
+}
+
+// releaseViews gives the overlays of mounts up.
+func (r *StepRun) releaseViews() error {
+	var err error
+	for _, f := range r.views {
+		err = errors.Join(err, f())
+	}
+	return err
 }
 
 // ID is the instance's id.
@@ -371,12 +425,9 @@ func (r *StepRun) clean(kill bool) {
 			r.e.cfg.Log.Error("cannot remove the disk of a step", "id", short(r.id), "err", err)
 		}
 	}
-	for _, dir := range r.uppers {
-		// The mark of an overlay that was not synced: whoever mounts this one
-		// next may, since the host is still up.
-		if err := os.RemoveAll(filepath.Join(dir, "work", "work", "incompat")); err != nil {
-			r.err = errors.Join(r.err, fmt.Errorf("cannot release the writable layer of a step: %w", err))
-		}
+	r.err = errors.Join(r.err, r.releaseViews())
+	if r.upper != "" {
+		r.err = errors.Join(r.err, unmark(r.upper))
 	}
 }
 

@@ -39,7 +39,7 @@ func (w *world) rootOf() StepFiles {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return StepFiles{Type: isolation.MountOverlay, Source: filepath.Join(w.dir, "run", "image", disk.ChainID.Encoded()), Upper: upper}
+	return StepFiles{Type: FilesOverlay, Source: filepath.Join(w.dir, "run", "image", disk.ChainID.Encoded()), Upper: upper}
 }
 
 // shell is a step that runs a script.

@@ -55,7 +55,7 @@ type stepCopy struct {
 
 // snapshotMounts are the mounts of a step's root in the words of snapshots.
 func snapshotMounts(f StepFiles) []mount.Mount {
-	if f.Type != isolation.MountOverlay {
+	if f.Type != FilesOverlay {
 		return []mount.Mount{{Type: "bind", Source: f.Source, Options: []string{"rbind", "rw"}}}
 	}
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{
@@ -75,7 +75,12 @@ func (r *StepRun) openVM(ctx context.Context, s Step, p *parts) (err error) {
 			p.mounts = append(p.mounts, isolation.Mount{Type: m.Type, Target: m.Target, Readonly: m.Readonly, Size: m.Size, Options: "exec"})
 			continue
 		}
-		f, err := r.openCopy(m)
+		var f *os.File
+		if m.Type == FilesOverlay {
+			f, err = r.openView(m, false)
+		} else {
+			f, err = openPart(m)
+		}
 		if err != nil {
 			return fmt.Errorf("cannot mount at %s: %w", m.Target, err)
 		}
@@ -100,40 +105,6 @@ func (r *StepRun) openVM(ctx context.Context, s Step, p *parts) (err error) {
 		p.mounts = append(p.mounts, out)
 	}
 	return nil
-}
-
-// openCopy opens what a mount shows.
-func (r *StepRun) openCopy(m StepMount) (*os.File, error) {
-	f, err := sys.OpenPath(m.Source)
-	if err != nil {
-		return nil, err
-	}
-	if m.Type == isolation.MountOverlay {
-		lower, err := sys.CloneTree(f, "", false)
-		f.Close()
-		if err != nil {
-			return nil, err
-		}
-		defer lower.Close()
-		layer, err := sys.WritableLayer(m.Upper, lower)
-		if err != nil {
-			return nil, err
-		}
-		defer layer.Close()
-		r.uppers = append(r.uppers, m.Upper)
-		if f, err = sys.Overlay(lower, layer, sys.MountNodev|sys.MountNosuid|sys.MountNoexec, true); err != nil {
-			return nil, err
-		}
-	}
-	if m.Subpath == "" {
-		return f, nil
-	}
-	defer f.Close()
-	part, err := sys.OpenPathInRoot(f, m.Subpath)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, refusef(errdefs.ErrNotFound, "%q is not there", m.Subpath)
-	}
-	return part, err
 }
 
 // closeTrees lets go of the mounts' files.

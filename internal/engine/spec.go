@@ -97,7 +97,7 @@ func buildSpec(r *record, p parts) (*isolation.Spec, error) {
 		Cgroup: !h.CgroupnsMode.IsHost(),
 	}
 	for i := range s.Mounts {
-		s.Mounts[i].Idmap = r.UserNS && s.Mounts[i].Type != isolation.MountTmpfs
+		s.Mounts[i].Idmap = r.UserNS && s.Mounts[i].Type == isolation.MountBind
 	}
 	return s, nil
 }

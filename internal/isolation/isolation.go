@@ -133,10 +133,6 @@ type MountType string
 const (
 	MountBind  MountType = "bind"  // Source is a file or directory of the host; volumes are binds as well
 	MountTmpfs MountType = "tmpfs" // memory; Size and Mode count
-	// MountOverlay is a writable view of read-only files: Source is the lower
-	// directory, Upper the directory of the host that holds "upper" and "work"
-	// (container only).
-	MountOverlay MountType = "overlay"
 	// MountCopy is a place of the machine's own, which Files requests fill before
 	// the start: what they put there under the name "data" appears at Target,
 	// with a writable layer of its own unless it is read-only. InMemory keeps it
@@ -152,10 +148,6 @@ type Mount struct {
 	Origin   string    `json:"origin,omitempty"` // bind: path of the source, for messages only
 	Target   string    `json:"target"`           // absolute path inside; created if missing
 	Readonly bool      `json:"readonly,omitempty"`
-	// Upper and Subpath belong to an overlay: where it is written to, and the
-	// path in it that appears at Target, resolved below its root.
-	Upper   string `json:"upper,omitempty"`
-	Subpath string `json:"subpath,omitempty"`
 	// NonRecursive leaves out mounts below Source.
 	NonRecursive bool `json:"nonRecursive,omitempty"`
 	// Propagation is one of "private" (default), "slave", "shared" and their r-forms.

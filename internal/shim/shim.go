@@ -55,6 +55,16 @@ func (l *Files) Add(f *os.File) isolation.File {
 	return isolation.File(firstFile + len(*l) - 1)
 }
 
+// Number is the number in the shim of a file that was added.
+func (l Files) Number(f *os.File) isolation.File {
+	for i, have := range l {
+		if have == f {
+			return isolation.File(firstFile + i)
+		}
+	}
+	return 0
+}
+
 // Phase is where an instance is in its life: "creating", "created",
 // "starting", "running", "paused", "exited", "failed".
 type Phase = wire.Phase

@@ -57,12 +57,48 @@ func overlayDetached(lower, layer *os.File, attr int, rest []FSConfig) (*os.File
 	}, rest...)...)
 }
 
-// overlayAttached is overlayDetached for older kernels, which take names and
-// no layers that are not mounted in the caller's mount namespace. So a thread
-// makes a namespace that ends with it and mounts both there; the overlay keeps
-// private clones of them. Lower and layer are attached afterwards and cannot be
+// overlayAttached is overlayDetached for older kernels.
+func overlayAttached(lower, layer *os.File, attr int, rest []FSConfig) (*os.File, error) {
+	return overlayOfAttached([]*os.File{lower, layer}, func() (m *os.File, err error) {
+		upper, work, err := writableDirs(layer)
+		if err != nil {
+			return nil, err
+		}
+		defer upper.Close()
+		defer work.Close()
+		return NewFS("overlay", attr, append([]FSConfig{
+			{Key: "lowerdir", Value: ownName(lower)}, {Key: "upperdir", Value: ownName(upper)}, {Key: "workdir", Value: ownName(work)},
+		}, rest...)...)
+	})
+}
+
+// OverlayReadonly makes a detached, read-only overlay of two detached mounts,
+// the second of which lies above the first and may have been the upper
+// directory of another overlay. It has no lock on that and does not write to it.
+// Ids and attr as with Overlay.
+func OverlayReadonly(lower, upper *os.File, attr int) (*os.File, error) {
+	attr |= MountReadonly
+	rest := []FSConfig{{Key: "source", Value: "overlay"}, {Key: "redirect_dir", Value: "off"}, {Key: "metacopy", Value: "off"}}
+	if !oldOverlay.Load() {
+		m, err := NewFS("overlay", attr, append([]FSConfig{{Key: "lowerdir+", File: upper}, {Key: "lowerdir+", File: lower}}, rest...)...)
+		if err == nil || !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
+			return m, err
+		}
+	}
+	return overlayOfAttached([]*os.File{lower, upper}, func() (*os.File, error) {
+		return NewFS("overlay", attr, append([]FSConfig{{Key: "lowerdir", Value: ownName(upper) + ":" + ownName(lower)}}, rest...)...)
+	})
+}
+
+// ownName is a name for what the calling thread has open.
+func ownName(f *os.File) string { return "/proc/thread-self/fd/" + strconv.Itoa(RawFD(f)) }
+
+// overlayOfAttached has an overlay made of layers for kernels that take names
+// and no layers that are not mounted in the caller's mount namespace. So a
+// thread makes a namespace that ends with it and mounts them there; the overlay
+// keeps private clones of them. They are attached afterwards and cannot be
 // attached again.
-func overlayAttached(lower, layer *os.File, attr int, rest []FSConfig) (m *os.File, err error) {
+func overlayOfAttached(layers []*os.File, do func() (*os.File, error)) (m *os.File, err error) {
 	uid, gid := fileIDs()
 	err = OnThread(func(t *Thread) error {
 		if err := t.FileIDs(uid, gid); err != nil {
@@ -76,7 +112,7 @@ func overlayAttached(lower, layer *os.File, attr int, rest []FSConfig) (m *os.Fi
 		}
 		// One above the other on the root, where a place is always: names are
 		// still looked up below, from the thread's own root.
-		for _, f := range []*os.File{lower, layer} {
+		for _, f := range layers {
 			// A clone of a shared mount is a peer of it: what is mounted on the
 			// one would appear on the other, which is the host's.
 			if err := SetPropagation(f, "private"); err != nil {
@@ -86,16 +122,7 @@ func overlayAttached(lower, layer *os.File, attr int, rest []FSConfig) (m *os.Fi
 				return err
 			}
 		}
-		upper, work, err := writableDirs(layer)
-		if err != nil {
-			return err
-		}
-		defer upper.Close()
-		defer work.Close()
-		name := func(f *os.File) string { return "/proc/thread-self/fd/" + strconv.Itoa(RawFD(f)) }
-		m, err = NewFS("overlay", attr, append([]FSConfig{
-			{Key: "lowerdir", Value: name(lower)}, {Key: "upperdir", Value: name(upper)}, {Key: "workdir", Value: name(work)},
-		}, rest...)...)
+		m, err = do()
 		return err
 	})
 	return m, err

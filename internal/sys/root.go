@@ -75,11 +75,3 @@ func WritableLayer(path string, lower *os.File) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), path), nil
 }
-
-// RemoveDir removes the empty directory name directly below dir.
-func RemoveDir(dir *os.File, name string) error {
-	if err := unix.Unlinkat(RawFD(dir), name, unix.AT_REMOVEDIR); err != nil {
-		return fmt.Errorf("cannot remove the directory %q: %w", name, err)
-	}
-	return nil
-}

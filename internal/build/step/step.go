@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -227,7 +228,7 @@ func (r *releaser) mount(ctx context.Context, m executor.Mount, readonly bool) (
 	if err != nil {
 		return out, err
 	}
-	list, release, err := ref.Mount()
+	list, release, err := plain(ref).Mount()
 	if err != nil {
 		return out, err
 	}
@@ -238,6 +239,30 @@ func (r *releaser) mount(ctx context.Context, m executor.Mount, readonly bool) (
 		return out, fmt.Errorf("it is made of %d mounts, and one is possible: %w", len(list), errdefs.ErrNotImplemented)
 	}
 	return wireMount(list[0]), nil
+}
+
+// plain gives what lies below BuildKit's wrappers of a snapshot's mounts. One of
+// them would mount an overlay in this process, in the engine's place and with
+// owners that cannot be shifted any more, and unmounting it would sync all that
+// the step wrote; the other makes mounts read-only, which is asked for here in
+// another way. Both (cache/refs.go: sharableMountable, readOnlyMounter) embed
+// what they wrap; that they do is tested.
+func plain(ref executor.MountableRef) executor.MountableRef {
+	for {
+		v := reflect.Indirect(reflect.ValueOf(ref))
+		if v.Kind() != reflect.Struct {
+			return ref
+		}
+		f := v.FieldByName("Mountable")
+		if !f.IsValid() || !f.CanInterface() {
+			return ref
+		}
+		inner, ok := f.Interface().(executor.MountableRef)
+		if !ok {
+			return ref
+		}
+		ref = inner
+	}
 }
 
 func wireMount(m mount.Mount) wire.Mount {

@@ -249,6 +249,12 @@ func (s *site) layer() layer {
 	s.t.Helper()
 	dir, err := os.MkdirTemp(s.dir, "snap")
 	must(s.t, err)
+	below, err := sys.OpenPath(s.lower())
+	must(s.t, err)
+	defer below.Close()
+	made, err := sys.WritableLayer(dir, below)
+	must(s.t, err)
+	must(s.t, made.Close())
 	return layer{&files{mounts: []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{
 		"lowerdir=" + s.lower(), "upperdir=" + dir + "/upper", "workdir=" + dir + "/work",
 	}}}}, filepath.Join(dir, "upper")}

@@ -42,7 +42,7 @@ func readMount(m wire.Mount) (f engine.StepFiles, readonly bool, err error) {
 			return f, false, invalid("cannot mount at %s: source %q is not absolute", what, f.Source)
 		}
 	case "overlay":
-		f.Type = isolation.MountOverlay
+		f.Type = engine.FilesOverlay
 		var work string
 		for _, o := range m.Options {
 			key, value, _ := strings.Cut(o, "=")

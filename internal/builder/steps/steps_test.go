@@ -331,6 +331,12 @@ func TestMounts(t *testing.T) {
 		t.Errorf("the layer holds %q", got)
 	}
 
+	// What was written to a snapshot is in a read-only view of it, whiteouts included.
+	other := s.layer()
+	s.mustRun(other, sh("echo theirs >/srv/new; rm /srv/seed"))
+	if out := s.mustRun(s.layer(), sh("ls /v; cat /one; ! touch /v/x 2>/dev/null"), executor.Mount{Src: other, Selector: "srv", Dest: "/v", Readonly: true}, executor.Mount{Src: other, Selector: "/srv/new", Dest: "/one", Readonly: true}); out != "new\ntheirs\n" {
+		t.Errorf("%q", out)
+	}
 	for _, c := range []struct {
 		mount executor.Mount
 		want  string
@@ -348,6 +354,30 @@ func TestMounts(t *testing.T) {
 	// A link of the source is resolved inside it, not on the host.
 	if out, err := s.run(s.layer(), sh("cat /x"), executor.Mount{Src: bind(src), Selector: "leak", Dest: "/x"}); err == nil {
 		t.Errorf("a link led out of the context: %q", out)
+	}
+}
+
+// Steps that run at the same time see the same files of a shared cache, also
+// where that lies over another stage.
+func TestSharedOverlay(t *testing.T) {
+	s := newSite(t)
+	shared := s.layer()
+	began, done := new(lines), make(chan error, 1)
+	first, second := s.layer(), s.layer()
+	go func() {
+		_, err := s.Run(t.Context(), "", executor.Mount{Src: first}, []executor.Mount{{Src: shared, Dest: "/cache"}},
+			executor.ProcessInfo{Meta: sh("echo one >/cache/one; echo up; while ! test -e /cache/two; do sleep 0.02; done; cat /cache/two"), Stdout: began}, nil)
+		done <- err
+	}()
+	began.waitFor(t, "up")
+	if out := s.mustRun(second, sh("cat /cache/one; echo two >/cache/two.new; mv /cache/two.new /cache/two"), executor.Mount{Src: shared, Dest: "/cache"}); out != "one\n" {
+		t.Errorf("%q", out)
+	}
+	if err := <-done; err != nil || !strings.Contains(began.String(), "two") {
+		t.Errorf("%v %q", err, began)
+	}
+	if left := s.left(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
 	}
 }
 

@@ -26,15 +26,6 @@ func (c *instance) furnish(t *sys.Thread, mapped <-chan bool) error {
 	if err != nil {
 		return err
 	}
-	overlays, err := c.openOverlays()
-	defer func() {
-		for _, o := range overlays {
-			o.close()
-		}
-	}()
-	if err != nil {
-		return err
-	}
 	if err := t.FileIDs(c.hostUID(0), c.hostGID(0)); err != nil {
 		return err
 	}
@@ -66,7 +57,7 @@ func (c *instance) furnish(t *sys.Thread, mapped <-chan bool) error {
 	if c.root, err = files.join(userns, s.Root.Volatile); err != nil {
 		return err
 	}
-	sources, err := c.cloneSources(userns, overlays)
+	sources, err := c.cloneSources(userns)
 	defer closeFiles(sources)
 	if err != nil {
 		return err
@@ -86,7 +77,7 @@ func (c *instance) furnish(t *sys.Thread, mapped <-chan bool) error {
 		return err
 	}
 	defer sysfs.Close()
-	if err := c.attachWanted(dev, sources, m); err != nil {
+	if err := c.attachWanted(sources, m); err != nil {
 		return err
 	}
 	if err := c.protect(dev); err != nil {
@@ -153,28 +144,6 @@ func (c *instance) openRoot() (l layered, err error) {
 	}
 	l.layer, err = sys.WritableLayer(r.Upper, l.image)
 	return l, err
-}
-
-// openOverlays opens the parts of each overlay that is mounted, by the indexes
-// of c.binds.
-func (c *instance) openOverlays() (map[int]layered, error) {
-	out := map[int]layered{}
-	for i := range c.binds {
-		b := &c.binds[i]
-		if b.Type != isolation.MountOverlay {
-			continue
-		}
-		var l layered
-		var err error
-		if l.image, err = cloneSource(b); err == nil {
-			l.layer, err = sys.WritableLayer(b.Upper, l.image)
-		}
-		out[i] = l
-		if err != nil {
-			return out, fmt.Errorf("cannot mount %q: %w", b.Origin, err)
-		}
-	}
-	return out, nil
 }
 
 // join makes one detached mount of the parts. With a user namespace both are
@@ -289,23 +258,14 @@ func closeFiles(list []source) {
 
 // cloneSources clones what binds name, shifted and read-only as wanted, and
 // fills new volumes from the image. The result has the indexes of c.binds.
-func (c *instance) cloneSources(userns *os.File, overlays map[int]layered) (out []source, err error) {
+func (c *instance) cloneSources(userns *os.File) (out []source, err error) {
 	for i := range c.binds {
 		b := &c.binds[i]
-		var mount *os.File
-		switch b.Type {
-		case isolation.MountTmpfs:
+		if b.Type != isolation.MountBind {
 			out = append(out, source{})
 			continue
-		case isolation.MountOverlay:
-			ns := userns
-			if !b.Idmap {
-				ns = nil
-			}
-			mount, err = overlays[i].join(ns, true)
-		default:
-			mount, err = cloneSource(b)
 		}
+		mount, err := cloneSource(b)
 		if err != nil {
 			return out, fmt.Errorf("cannot mount %q: %w", b.Origin, err)
 		}
@@ -314,7 +274,7 @@ func (c *instance) cloneSources(userns *os.File, overlays map[int]layered) (out 
 		if err != nil {
 			return out, err
 		}
-		if userns != nil && b.Idmap && b.Type == isolation.MountBind {
+		if userns != nil && b.Idmap {
 			err := sys.Idmap(mount, userns, !b.NonRecursive)
 			if own := i < len(c.binds)-len(c.spec.Mounts); own && errors.Is(err, syscall.EINVAL) {
 				// A file of the engine's on a tmpfs before Linux 6.3. Nobody else
@@ -449,7 +409,7 @@ var procTargets = map[string]bool{
 
 // attachWanted attaches binds and tmpfs in their order. Each target is resolved
 // inside, after the mounts before it, and attached by descriptor (CVE-2021-30465).
-func (c *instance) attachWanted(dev *os.File, sources []source, m made) error {
+func (c *instance) attachWanted(sources []source, m made) error {
 	first := len(c.binds) - len(c.spec.Mounts)
 	for i := range c.binds {
 		b := &c.binds[i]
@@ -461,15 +421,6 @@ func (c *instance) attachWanted(dev *os.File, sources []source, m made) error {
 			}
 			src = source{mount, true}
 			sources[i] = src // closed by the caller
-		}
-		if b.Subpath != "" {
-			part, err := partOf(dev, src.mount, b.Subpath)
-			if err != nil {
-				return fmt.Errorf("cannot mount %q: %w", b.Origin, err)
-			}
-			defer src.mount.Close()
-			src = part
-			sources[i] = src
 		}
 		at, stubs, err := sys.MakeTarget(c.root, b.Target, src.dir)
 		c.stubs = append(c.stubs, stubs...)
@@ -483,39 +434,6 @@ func (c *instance) attachWanted(dev *os.File, sources []source, m made) error {
 		}
 	}
 	return nil
-}
-
-// partOf clones what lies at a path in a mount that is attached nowhere. Before
-// Linux 6.15 only what is attached can be cloned, so it is, for a moment, at a
-// place of the container's new /dev.
-func partOf(dev, mount *os.File, path string) (part source, err error) {
-	const place = "part"
-	if err := sys.MakeDir(dev, place, 0o700); err != nil {
-		return part, err
-	}
-	at, err := sys.OpenPlainDir(dev, place)
-	if err == nil {
-		err = sys.AttachAt(mount, at)
-		_ = at.Close()
-	}
-	if err != nil {
-		return part, err
-	}
-	f, err := sys.OpenPathInRoot(mount, path)
-	if err != nil {
-		return part, err
-	}
-	defer f.Close()
-	if part.dir, err = sys.IsDir(f); err != nil {
-		return part, err
-	}
-	if part.mount, err = sys.CloneTree(f, "", false); err != nil {
-		return part, err
-	}
-	if err := sys.Detach("/dev/" + place); err != nil {
-		return part, err
-	}
-	return part, sys.RemoveDir(dev, place)
 }
 
 func (c *instance) attachOne(b *isolation.Mount, src source, at *os.File) error {

@@ -3,8 +3,6 @@ package container_test
 import (
 	"os"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -81,53 +79,6 @@ func TestMountPointsGoWithParents(t *testing.T) {
 		if _, err := os.Lstat(filepath.Join(spec.Root.Upper, "upper", path)); (err == nil) != there {
 			t.Errorf("%s: %v, wanted there: %v", path, err, there)
 		}
-	}
-}
-
-// A writable view of read-only files: what is written lies in its own layer
-// with the owners of inside; a part of it can be mounted, also a single file.
-func TestOverlayMount(t *testing.T) {
-	for _, userns := range []bool{true, false} {
-		t.Run(map[bool]string{true: "userns", false: "host"}[userns], func(t *testing.T) {
-			t.Parallel()
-			lower := t.TempDir()
-			must(t, os.Chmod(lower, 0o755))
-			must(t, os.MkdirAll(filepath.Join(lower, "sub"), 0o755))
-			must(t, os.WriteFile(filepath.Join(lower, "sub/file"), []byte("lower\n"), 0o644))
-			spec := newSpec(t, busybox(t), "/bin/sh", "-ec", "cat /view/sub/file /part/file /one; stat -c %u:%g /view/sub/file; echo new >/view/sub/file; echo more >/part/more; chown 7:8 /part/more; ! touch /fixed/x 2>/dev/null; ls -d /dev/part 2>/dev/null || true")
-			if !userns {
-				spec.Namespaces.User = false
-				spec.Sysctls = nil
-			}
-			f, err := sys.OpenPath(lower)
-			must(t, err)
-			t.Cleanup(func() { f.Close() })
-			uppers := t.TempDir()
-			add := func(name, target, sub string, ro bool) string {
-				up := filepath.Join(uppers, name)
-				spec.Mounts = append(spec.Mounts, isolation.Mount{
-					Type: isolation.MountOverlay, Source: isolation.File(sys.RawFD(f)), Origin: lower, Target: target, Upper: up, Subpath: sub, Idmap: userns, Readonly: ro,
-				})
-				return filepath.Join(up, "upper")
-			}
-			view, part := add("view", "/view", "", false), add("part", "/part", "/sub", false)
-			add("one", "/one", "sub/file", false)
-			add("fixed", "/fixed", "sub", true)
-			out, errs, exit := runAndDelete(t, spec)
-			if exit.Code != 0 || out != "lower\nlower\nlower\n0:0\n" {
-				t.Fatalf("%+v %q %q", exit, out, errs)
-			}
-			if b, err := os.ReadFile(filepath.Join(view, "sub/file")); err != nil || string(b) != "new\n" {
-				t.Errorf("%q %v", b, err)
-			}
-			var st syscall.Stat_t
-			if err := syscall.Lstat(filepath.Join(part, "sub/more"), &st); err != nil || st.Uid != 7 || st.Gid != 8 {
-				t.Errorf("%d:%d %v", st.Uid, st.Gid, err)
-			}
-			if b, err := os.ReadFile(filepath.Join(lower, "sub/file")); err != nil || !strings.HasPrefix(string(b), "lower") {
-				t.Errorf("the lower file: %q %v", b, err)
-			}
-		})
 	}
 }
 
