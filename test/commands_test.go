@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 //
 //	fails CODE COMMAND...   the command ends with this exit code
 //	retry COMMAND...        the command succeeds within ten seconds
+//	socket FILE             makes a unix socket there
 func TestCommands(t *testing.T) {
 	e := proatest.New(t)
 	e.ImportBusybox("bb")
@@ -53,6 +55,12 @@ func TestCommands(t *testing.T) {
 					if got != want {
 						ts.Fatalf("exit code %d, want %d", got, want)
 					}
+				},
+				"socket": func(ts *testscript.TestScript, neg bool, args []string) {
+					if neg || len(args) != 1 {
+						ts.Fatalf("usage: socket FILE")
+					}
+					ts.Check(syscall.Mknod(ts.MkAbs(args[0]), syscall.S_IFSOCK|0o600, 0))
 				},
 				"retry": func(ts *testscript.TestScript, neg bool, args []string) {
 					for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {

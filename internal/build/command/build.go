@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/console"
 	"github.com/docker/cli/cli/config"
@@ -67,6 +68,9 @@ func dial(ctx context.Context, host, isolation string) (*client.Client, error) {
 	c, err := proaclient.New(host)
 	if err != nil {
 		return nil, err
+	}
+	if err := c.Do(ctx, http.MethodGet, "/_ping", nil, nil, nil); err != nil {
+		return nil, explainDial(err)
 	}
 	header := http.Header{}
 	if isolation != "" {
@@ -135,14 +139,25 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 	return a.finish(f, resp.ExporterResponse)
 }
 
-// reachable asks for the builder's version: an engine that does not answer, or
-// has no builder, is told from a build that fails.
+// explainDial adds a hint to the errors of an engine that does not answer.
+func explainDial(err error) error {
+	var dial *proaclient.DialError
+	if !errors.As(err, &dial) {
+		return err
+	}
+	switch {
+	case errors.Is(dial.Err, os.ErrPermission):
+		return &hinted{dial, "the engine's socket belongs to root and the group proa; to join it: sudo usermod -aG proa $USER, then log in again"}
+	case errors.Is(dial.Err, os.ErrNotExist), errors.Is(dial.Err, syscall.ECONNREFUSED):
+		return &hinted{dial, "start one with: proad -H " + dial.Host}
+	}
+	return dial
+}
+
+// reachable asks for the builder's version, so that an engine without a
+// builder is told from a build that fails.
 func reachable(ctx context.Context, c *client.Client) error {
 	if _, err := c.Info(ctx); err != nil {
-		var dial *proaclient.DialError
-		if errors.As(err, &dial) {
-			return dial
-		}
 		return fmt.Errorf("cannot build: %w", plain(err))
 	}
 	return nil

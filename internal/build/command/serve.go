@@ -26,6 +26,7 @@ const (
 
 // serve is the builder. It ends with ctx, or when the engine has gone.
 func serve(ctx context.Context) error {
+	tellVersion()
 	debug.SetGCPercent(heapRate)
 	syscall.Umask(0o022)
 	setup := os.NewFile(wire.Setup, "setup")
