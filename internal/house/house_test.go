@@ -116,7 +116,7 @@ func TestClientSideLinksNoEngine(t *testing.T) {
 				t.Errorf("proa links %s", p.ImportPath)
 			}
 		}
-		for _, heavy := range []string{"containerd/v2", "vishvananda/netlink", "google/nftables", "bbolt"} {
+		for _, heavy := range []string{"containerd/v2", "vishvananda/netlink", "google/nftables", "bbolt", "moby/buildkit"} {
 			if strings.Contains(p.ImportPath, heavy) {
 				t.Errorf("proa links %s", p.ImportPath)
 			}
@@ -133,6 +133,16 @@ func TestShimAndAgentStaySmall(t *testing.T) {
 					t.Errorf("%s links %s", prog, p.ImportPath)
 				}
 			}
+		}
+	}
+}
+
+// A panic of a goroutine of BuildKit ends the process that it is in, and its
+// memory stays with it: neither is the engine's.
+func TestEngineLinksNoBuildKit(t *testing.T) {
+	for _, p := range list(t, "-deps", "./cmd/proad") {
+		if strings.Contains(p.ImportPath, "moby/buildkit") || strings.HasPrefix(p.ImportPath, "proa/internal/build/") && !strings.HasSuffix(p.ImportPath, "/wire") {
+			t.Errorf("proad links %s", p.ImportPath)
 		}
 	}
 }
