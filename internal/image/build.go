@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -104,6 +105,17 @@ func (f layerFiles) Write(ctx context.Context, tar io.Reader) (*flat.Layer, erro
 
 func (f layerFiles) Layer(diffID digest.Digest) (*flat.Layer, error) {
 	return flat.ReadLayer(f.s.layerDir(diffID))
+}
+
+func (f layerFiles) IndexSize(layers []digest.Digest) (int64, error) {
+	fi, err := os.Stat(f.s.indexPath(chainOf(layers)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
 }
 
 func (f layerFiles) Decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {

@@ -178,8 +178,12 @@ func (b records) Update(ctx context.Context, i snapshots.Info, fields ...string)
 
 func (b records) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	var r record
+	var layers []digest.Digest
 	if err := b.view(ctx, func(tx *bolt.Tx) (err error) {
-		r, err = bucket.Get(tx, key)
+		if r, err = bucket.Get(tx, key); err != nil {
+			return err
+		}
+		layers, err = stack(tx, key)
 		return err
 	}); err != nil {
 		return snapshots.Usage{}, err
@@ -198,6 +202,12 @@ func (b records) Usage(ctx context.Context, key string) (snapshots.Usage, error)
 			return u, fmt.Errorf("cannot measure snapshot %q: %w", key, err)
 		}
 		u.Add(snapshots.Usage{Inodes: int64(l.Entries), Size: int64(l.Blocks) * flat.BlockSize})
+		// Not of one without a layer: the index is its parent's.
+		n, err := b.s.cfg.Files.IndexSize(layers)
+		if err != nil {
+			return u, fmt.Errorf("cannot measure snapshot %q: %w", key, err)
+		}
+		u.Size += n
 	}
 	return u, nil
 }

@@ -70,6 +70,8 @@ type Files interface {
 	Write(ctx context.Context, tar io.Reader) (*flat.Layer, error)
 	// Layer gives the flat layer with this diffID.
 	Layer(diffID digest.Digest) (*flat.Layer, error)
+	// IndexSize is how many bytes the index of a stack takes; 0 if there is none.
+	IndexSize(layers []digest.Digest) (int64, error)
 	// Decompress unpacks a stream, however it is packed.
 	Decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error)
 	// Apart gives the files of one flat layer as a detached mount in the form
@@ -473,7 +475,7 @@ func (s *Store) Update(ctx context.Context, info snapshots.Info, fields ...strin
 
 // Usage is what a snapshot takes by itself: an active one its upper directory,
 // a committed one its own flat layer, which other snapshots and images may
-// have as well.
+// have as well, and the index of its stack, once it was mounted.
 func (s *Store) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	return s.front.Usage(s.in(ctx), key)
 }
