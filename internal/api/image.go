@@ -370,8 +370,15 @@ func (s *Server) imageHistory(c *call, ref string) error {
 	}
 	h := i.Config.History
 	out := make([]imagetypes.HistoryResponseItem, 0, len(h))
+	// The layers belong to the entries that are not empty, from the lowest up.
+	sizes, left := make([]int64, len(h)), i.LayerSizes
+	for n := range h {
+		if !h[n].EmptyLayer && len(left) > 0 {
+			sizes[n], left = left[0], left[1:]
+		}
+	}
 	for n := len(h) - 1; n >= 0; n-- {
-		item := imagetypes.HistoryResponseItem{ID: "<missing>", CreatedBy: h[n].CreatedBy, Comment: h[n].Comment, Tags: []string{}}
+		item := imagetypes.HistoryResponseItem{ID: "<missing>", CreatedBy: h[n].CreatedBy, Comment: h[n].Comment, Size: sizes[n], Tags: []string{}}
 		if h[n].Created != nil {
 			item.Created = h[n].Created.Unix()
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -51,6 +52,9 @@ func TestAdopt(t *testing.T) {
 	}
 	if len(img.Names) != 2 || img.Target.Digest != target.Digest {
 		t.Errorf("adopted %v of %s", img.Names, img.Target.Digest)
+	}
+	if want := []int64{6, 9000}; !slices.Equal(img.LayerSizes, want) {
+		t.Errorf("layers of %v bytes, want %v", img.LayerSizes, want)
 	}
 	if err := s.leases.Delete(in(t.Context()), leases.Lease{ID: "foreign"}); err != nil {
 		t.Fatal(err)

@@ -155,6 +155,8 @@ type Image struct {
 	// Size is the sum of the sizes of all files of all layers in bytes,
 	// Docker's notion of an image's size.
 	Size int64
+	// LayerSizes is that of each layer, lowest first.
+	LayerSizes []int64
 }
 
 // Open opens the store below cfg.Root, making it if there is none. It removes

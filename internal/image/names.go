@@ -222,9 +222,9 @@ func (s *Store) image(ctx context.Context, id digest.Digest, all []images.Image)
 		l, err := s.layerSize(d)
 		if err != nil {
 			s.warn(err) // it can still be looked at, removed and loaded again
-			continue
 		}
 		img.Size += l.files
+		img.LayerSizes = append(img.LayerSizes, l.files)
 	}
 	return img, nil
 }
