@@ -319,3 +319,25 @@ func TestReproducibleBuild(t *testing.T) {
 		t.Errorf("%v", digests)
 	}
 }
+
+// RUN steps behind the VM wall see the guest's kernel, those behind the other
+// the host's; what they write is in the image either way.
+func TestBuildBehindTheVMWall(t *testing.T) {
+	e := proatest.New(t)
+	e.ImportBusybox("bb")
+	dir := buildContext(t, "Dockerfile", "FROM bb\nCOPY f /f\nRUN cat /f > /k && uname -v >> /k && mkdir /d && ln /k /d/k\n", "f", "from the context\n")
+	host := strings.TrimSpace(e.Exec("", "uname", "-v").Stdout)
+	for _, wall := range []string{"container", "vm"} {
+		e.MustProa("build", "-q", "--isolation", wall, "-t", "k-"+wall, dir)
+		got := e.MustProa("run", "--rm", "k-"+wall, "cat", "/d/k")
+		if !strings.HasPrefix(got, "from the context\n") {
+			t.Errorf("%s: %q", wall, got)
+		}
+		if same := strings.Contains(got, host); same != (wall == "container") {
+			t.Errorf("%s: kernel %q, that of the host is %q", wall, got, host)
+		}
+	}
+	if r := e.Exec("", "env", "DOCKER_BUILDKIT=0", proatest.DockerCLI(t), "-H", e.Host, "build", "--isolation", "hyperv", dir); r.Code == 0 || !strings.Contains(r.Stdout+r.Stderr, "container and vm are known") {
+		t.Errorf("hyperv: %d %s%s", r.Code, r.Stdout, r.Stderr)
+	}
+}

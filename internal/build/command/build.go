@@ -13,12 +13,14 @@ import (
 	"syscall"
 
 	"github.com/containerd/console"
+	"github.com/containerd/errdefs"
 	"github.com/docker/cli/cli/config"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth/authprovider"
-	"github.com/moby/buildkit/solver/errdefs"
+	solvererrors "github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/progress/progressui"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -185,7 +187,7 @@ func (a *app) failed(ctx context.Context, f *buildFlags, src *source, err error)
 	if ctx.Err() != nil {
 		return &exitError{130, errors.New("the build was cancelled")}
 	}
-	for _, s := range errdefs.Sources(err) {
+	for _, s := range solvererrors.Sources(err) {
 		_ = s.Print(a.err)
 	}
 	said := fmt.Errorf("cannot build: %w", plain(err))
@@ -206,8 +208,12 @@ func (p *plainError) Unwrap() error { return p.error }
 
 func plain(err error) error {
 	text := err.Error()
-	for _, p := range []string{"failed to solve: ", "failed to call info: ", "rpc error: code = Unavailable desc = ", "rpc error: code = Unknown desc = "} {
+	for _, p := range []string{"failed to solve: ", "failed to call info: ", "rpc error: code = " + grpcerrors.Code(err).String() + " desc = ", grpcerrors.Code(err).String() + ": "} {
 		text = strings.TrimPrefix(text, p)
+	}
+	// The kinds of the engine's errors, which the words before say already.
+	for _, kind := range []error{errdefs.ErrUnavailable, errdefs.ErrNotFound, errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrNotImplemented} {
+		text = strings.TrimSuffix(text, ": "+kind.Error())
 	}
 	return &plainError{err, text}
 }

@@ -44,7 +44,7 @@ func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string 
 			if near, ok := suggest.Search(n.Next.Value, stages, false); ok {
 				return fmt.Sprintf("no stage and no image is called %q; there is a stage %q", n.Next.Value, near)
 			}
-			return ""
+			return fmt.Sprintf("proa images lists what is here; an image comes by proa pull, load or import, or is a stage above: FROM ... AS %s", stageWord(n.Next.Value))
 		}
 		cmd, perr := instructions.ParseInstruction(n)
 		if perr != nil {
@@ -66,6 +66,14 @@ func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string 
 		}
 	}
 	return ""
+}
+
+// stageWord is a name as a stage may have it.
+func stageWord(image string) string {
+	if strings.ContainsAny(image, "/:@$") {
+		return "NAME"
+	}
+	return image
 }
 
 func stageNames(ast *parser.Node) []string {
