@@ -1,7 +1,6 @@
 package test
 
 import (
-	"archive/tar"
 	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -24,8 +23,8 @@ import (
 )
 
 var (
-	record   = flag.Bool("record", false, "TestGoldenBuilds writes what docker's BuildKit makes as what is expected")
-	onlyPeer = flag.Bool("only-peer", false, "TestGoldenBuilds asks docker's BuildKit only")
+	record     = flag.Bool("record", false, "TestGoldenBuilds writes what docker's BuildKit makes as what is expected")
+	allClients = flag.Bool("all-clients", false, "TestGoldenBuilds goes through every client for every folder, not through one besides `proa build`")
 )
 
 // golden is a folder of testdata/builds:
@@ -37,10 +36,13 @@ var (
 //	nopeer       why docker's BuildKit of the distribution cannot build it: tree and config are then written by hand
 //	tree         the files in which the image differs from its base: kind, mode, owner, size, time, name, contents
 //	config       what the image's configuration says, history included
+//	tree.docker, config.docker   the same of docker's BuildKit of the distribution (0.8), where it is known to differ
+//	differs      why it does
 //
 // tree and config of all others are what docker's BuildKit made of them, and
 // each run of the test asks it again.
 type golden struct {
+	index          int
 	name, dir      string
 	nopeer         string
 	context, stdin string
@@ -54,9 +56,9 @@ var contextTime = time.Date(2020, 2, 3, 4, 5, 6, 789000000, time.UTC)
 const httpAddr = "127.0.0.1:8099"
 
 // loadGolden reads the folder and makes its context.
-func loadGolden(t *testing.T, dir string) *golden {
+func loadGolden(t *testing.T, index int, dir string) *golden {
 	t.Helper()
-	g := &golden{name: filepath.Base(dir), dir: dir}
+	g := &golden{index: index, name: filepath.Base(dir), dir: dir}
 	top := t.TempDir()
 	g.context = filepath.Join(top, "context")
 	if b, err := os.ReadFile(filepath.Join(dir, "nopeer")); err == nil {
@@ -299,7 +301,71 @@ func (m maker) make(t *testing.T, g *golden) *proatest.Saved {
 	return proatest.ReadSaved(t, file)
 }
 
-// Each folder of testdata/builds, through docker's BuildKit and through Proa's,
+// want reads what is expected: of docker's BuildKit what it is known to make
+// otherwise, if there is such a file.
+func (g *golden) want(t *testing.T, name string, peer bool) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(g.dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if other, err := os.ReadFile(filepath.Join(g.dir, name+".docker")); err == nil {
+		if bytes.Equal(b, other) {
+			t.Errorf("%s.docker is %s: it can go", name, name)
+		}
+		if _, err := os.Stat(filepath.Join(g.dir, "differs")); err != nil {
+			t.Errorf("%s.docker has no reason beside it: %v", name, err)
+		}
+		if peer {
+			b = other
+		}
+	}
+	return strings.TrimSuffix(string(b), "\n")
+}
+
+// write records what is expected of docker's BuildKit.
+func (g *golden) write(t *testing.T, name, text string) {
+	t.Helper()
+	file := filepath.Join(g.dir, name)
+	if _, err := os.Stat(file + ".docker"); err == nil {
+		file += ".docker"
+	}
+	if err := os.WriteFile(file, []byte(text+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// clients are the ways in which an engine of ours is asked to build. The first
+// is asked for every folder.
+func clients(t *testing.T, e *proatest.Engine) []maker {
+	cli := proatest.DockerCLI(t)
+	save := func(file, image string) proatest.Result { return e.Docker("save", "-o", file, image) }
+	env := func(set string) func(stdin string, args ...string) proatest.Result {
+		return func(stdin string, args ...string) proatest.Result {
+			return e.Exec(stdin, "env", append([]string{set, cli, "-H", e.Host, "build", "--no-cache"}, args...)...)
+		}
+	}
+	return []maker{
+		{"proa build", "proa", func(stdin string, args ...string) proatest.Result {
+			return e.Exec(stdin, filepath.Join(e.Bin(), "proa"), append([]string{"-H", e.Host, "build"}, args...)...)
+		}, save},
+		{"docker build by buildx", "buildx", env("DOCKER_BUILDKIT=1"), save},
+		{"docker build without BuildKit", "classic", env("DOCKER_BUILDKIT=0"), save},
+	}
+}
+
+// classic tells whether the API's old route can carry what the folder asks for:
+// it has no session, so no secrets, no agent and no second context.
+func (g *golden) classic() bool {
+	for _, f := range []string{"--secret", "--ssh", "--build-context"} {
+		if slices.Contains(g.flags, f) {
+			return false
+		}
+	}
+	return true
+}
+
+// Each folder of testdata/builds, through docker's BuildKit and through Proa,
 // is the files and the configuration that lie in the folder.
 func TestGoldenBuilds(t *testing.T) {
 	proatest.NeedRoot(t)
@@ -313,52 +379,47 @@ func TestGoldenBuilds(t *testing.T) {
 	}
 	base := proatest.ReadSaved(t, archives["base:latest"])
 
-	d := proatest.NewDocker(t)
+	d, e := proatest.NewDocker(t), proatest.New(t)
 	goldenServer(t, d.Netns)
+	goldenServer(t, e.Netns)
 	for _, a := range archives {
 		d.MustDocker("load", "-i", a)
+		e.MustDocker("load", "-i", a)
 	}
 	peer := maker{"docker's BuildKit", "docker", d.Build, func(file, image string) proatest.Result { return d.Docker("save", "-o", file, image) }}
+	ours := clients(t, e)
 
 	dirs, err := filepath.Glob("testdata/builds/*/Dockerfile")
 	if err != nil || len(dirs) < 40 {
 		t.Fatalf("%d golden builds (%v)", len(dirs), err)
 	}
-	for _, p := range dirs {
+	for i, p := range dirs {
 		t.Run(filepath.Base(filepath.Dir(p)), func(t *testing.T) {
 			t.Parallel()
-			g := loadGolden(t, filepath.Dir(p))
-			tree := func(s *proatest.Saved) string {
+			g := loadGolden(t, i, filepath.Dir(p))
+			check := func(m maker, isPeer bool) {
+				s := m.make(t, g)
+				below := proatest.Tree(nil)
 				if len(s.DiffIDs) > 0 && s.DiffIDs[0] == base.DiffIDs[0] {
-					return s.Files.List(base.Files, since)
+					below = base.Files
 				}
-				return s.Files.List(nil, since)
-			}
-			var asked *proatest.Saved
-			if g.nopeer == "" {
-				asked = peer.make(t, g)
-				if *record {
-					for name, text := range map[string]string{"tree": tree(asked), "config": describe(t, asked)} {
-						if err := os.WriteFile(filepath.Join(g.dir, name), []byte(text+"\n"), 0o644); err != nil {
-							t.Fatal(err)
-						}
+				for name, got := range map[string]string{"tree": s.Files.List(below, since), "config": describe(t, s)} {
+					if isPeer && *record {
+						g.write(t, name, got)
 					}
+					sameText(t, "the "+name+" by "+m.name, got, g.want(t, name, isPeer))
 				}
 			}
-			want := map[string]string{}
-			for _, name := range []string{"tree", "config"} {
-				b, err := os.ReadFile(filepath.Join(g.dir, name))
-				if err != nil {
-					t.Fatal(err)
-				}
-				want[name] = strings.TrimSuffix(string(b), "\n")
+			if g.nopeer == "" {
+				check(peer, true)
 			}
-			if asked != nil {
-				sameText(t, "the tree of "+peer.name, tree(asked), want["tree"])
-				sameText(t, "the configuration of "+peer.name, describe(t, asked), want["config"])
+			check(ours[0], false)
+			for j, m := range ours[1:] {
+				if m.tag == "classic" && !g.classic() || !*allClients && i%(len(ours)-1) != j {
+					continue
+				}
+				check(m, false)
 			}
 		})
 	}
 }
-
-var _ = tar.TypeReg
