@@ -147,6 +147,20 @@ func TestEngineLinksNoBuildKit(t *testing.T) {
 	}
 }
 
+// The registry in the box is beside the engine and not above it.
+func TestRegistryLinksNoEngine(t *testing.T) {
+	allowed := []string{"proa/cmd/proa-registry", "proa/internal/registry", "proa/internal/state", "proa/internal/sys", "proa/internal/version"}
+	for _, p := range list(t, "-deps", "./cmd/proa-registry") {
+		ours := strings.HasPrefix(p.ImportPath, "proa/")
+		for _, a := range allowed {
+			ours = ours && p.ImportPath != a && !strings.HasPrefix(p.ImportPath, a+"/")
+		}
+		if ours || strings.Contains(p.ImportPath, "containerd/v2") || strings.Contains(p.ImportPath, "buildkit") {
+			t.Errorf("proa-registry links %s", p.ImportPath)
+		}
+	}
+}
+
 func TestOnlySysOpensTheDoorToLinux(t *testing.T) {
 	for _, p := range list(t, "./...") {
 		if strings.HasPrefix(p.ImportPath, "proa/internal/sys") {
