@@ -58,6 +58,8 @@ func (s *Store) scan(ctx context.Context, r io.Reader, ref string) (*archive, er
 		links: map[string]string{},
 		docs:  map[string][]byte{},
 	}
+	layers := s.newEager()
+	defer layers.wait()
 	tr := tar.NewReader(r)
 	for n := 0; ; n++ {
 		hdr, err := tr.Next()
@@ -101,7 +103,7 @@ func (s *Store) scan(ctx context.Context, r io.Reader, ref string) (*archive, er
 		case path.Base(name) == "VERSION", path.Base(name) == "json":
 			// Docker wrote these per layer for readers before 1.10.
 		default:
-			d, err := s.takeBlob(ctx, fmt.Sprintf("%s/%d", ref, n), name, hdr.Size, tr)
+			d, err := s.takeBlob(ctx, layers, fmt.Sprintf("%s/%d", ref, n), name, hdr.Size, tr)
 			if err != nil {
 				return nil, fmt.Errorf("entry %q: %w", name, err)
 			}
@@ -118,7 +120,7 @@ func (s *Store) scan(ctx context.Context, r io.Reader, ref string) (*archive, er
 
 // takeBlob stores one entry of an archive. In an OCI layout its name says its
 // digest: then it is checked, and skipped when the blob is here already.
-func (s *Store) takeBlob(ctx context.Context, ref, name string, size int64, r io.Reader) (ocispec.Descriptor, error) {
+func (s *Store) takeBlob(ctx context.Context, layers *eager, ref, name string, size int64, r io.Reader) (ocispec.Descriptor, error) {
 	var want digest.Digest
 	if rest, ok := strings.CutPrefix(name, "blobs/sha256/"); ok {
 		want = digest.NewDigestFromEncoded(digest.SHA256, rest)
@@ -133,7 +135,7 @@ func (s *Store) takeBlob(ctx context.Context, ref, name string, size int64, r io
 			return ocispec.Descriptor{Digest: want, Size: size}, nil
 		}
 	}
-	return s.writeBlob(ctx, ref, r, want, nil)
+	return layers.store(ctx, ref, r, size, want)
 }
 
 // lookup finds a blob by its name within the archive, through links.
