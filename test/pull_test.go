@@ -11,7 +11,6 @@ import (
 	"math/big"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -23,54 +22,6 @@ import (
 	"proa/test/proatest"
 )
 
-// distribution is Docker's registry (distribution/v3) in an engine's network
-// namespace.
-type distribution struct {
-	Addr string
-	Dir  string
-}
-
-// startDistribution starts one; extra are lines of its configuration.
-func startDistribution(t *testing.T, e *proatest.Engine, port int, extra string, at ...string) *distribution {
-	t.Helper()
-	ip := "127.0.0.1"
-	if len(at) > 0 {
-		ip = at[0]
-	}
-	d := &distribution{Addr: fmt.Sprintf("%s:%d", ip, port), Dir: t.TempDir()}
-	cfg := filepath.Join(d.Dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n%s", filepath.Join(d.Dir, "data"), d.Addr, extra)
-	if err := os.WriteFile(cfg, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("nsenter", "--net=/run/netns/"+e.Netns, proatest.Tool(t, "registry"), "serve", cfg)
-	log, err := os.Create(filepath.Join(d.Dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			b, _ := os.ReadFile(log.Name())
-			t.Logf("registry: %s", b)
-		}
-		log.Close()
-	})
-	for range 600 {
-		if e.InNetns("bash", "-c", fmt.Sprintf("exec 3<>/dev/tcp/%s/%d", ip, port)).Code == 0 {
-			return d
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatal("the registry does not come up")
-	return nil
-}
-
 var digestWord = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
 
 // A round trip through Docker's own registry keeps every digest, by both
@@ -78,8 +29,9 @@ var digestWord = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
 func TestRegistryRoundTrip(t *testing.T) {
 	e := proatest.New(t)
 	e.ImportBusybox("bb")
-	r := startDistribution(t, e, 5000, "")
-	name := r.Addr + "/team/bb:v1"
+	addr := "127.0.0.1:5000"
+	proatest.Distribution(t, e.Netns, addr, t.TempDir())
+	name := addr + "/team/bb:v1"
 	e.MustProa("tag", "bb", name)
 	holds := func(text string, parts ...string) {
 		t.Helper()
@@ -91,7 +43,7 @@ func TestRegistryRoundTrip(t *testing.T) {
 	}
 	id := e.MustProa("image", "inspect", "-f", "{{.Id}}", "bb")
 	out := e.MustProa("push", name)
-	holds(out, "The push refers to repository ["+r.Addr+"/team/bb]", "Preparing", "Pushed", "v1: digest: sha256:")
+	holds(out, "The push refers to repository ["+addr+"/team/bb]", "Preparing", "Pushed", "v1: digest: sha256:")
 	pushed := digestWord.FindString(out)
 	holds(e.MustDocker("push", name), "Layer already exists", "v1: digest: "+pushed)
 	e.MustProa("rmi", "bb", name)
@@ -101,7 +53,7 @@ func TestRegistryRoundTrip(t *testing.T) {
 
 	out = e.MustDocker("pull", name)
 	holds(out, "v1: Pulling from team/bb", "Pulling fs layer", "Download complete", "Pull complete", "Digest: "+pushed, "Status: Downloaded newer image for "+name)
-	if got := e.MustProa("image", "inspect", "-f", "{{.Id}} {{index .RepoDigests 0}}", name); got != id+" "+r.Addr+"/team/bb@"+pushed {
+	if got := e.MustProa("image", "inspect", "-f", "{{.Id}} {{index .RepoDigests 0}}", name); got != id+" "+addr+"/team/bb@"+pushed {
 		t.Errorf("pulled %s, want %s and %s", got, id, pushed)
 	}
 	holds(e.MustProa("pull", name), "Status: Image is up to date for "+name)
@@ -129,25 +81,25 @@ func TestRegistryRoundTrip(t *testing.T) {
 	}
 
 	// By its digest, and every tag.
-	e.MustProa("pull", r.Addr+"/team/bb@"+pushed)
+	e.MustProa("pull", addr+"/team/bb@"+pushed)
 	holds(e.MustProa("images", "--digests"), pushed, "<none>")
-	e.MustDocker("tag", r.Addr+"/team/bb@"+pushed, r.Addr+"/team/bb:v2")
-	holds(e.MustProa("push", "-a", r.Addr+"/team/bb"), "v2: digest: "+pushed)
+	e.MustDocker("tag", addr+"/team/bb@"+pushed, addr+"/team/bb:v2")
+	holds(e.MustProa("push", "-a", addr+"/team/bb"), "v2: digest: "+pushed)
 	e.MustProa("image", "prune", "-af")
-	holds(e.MustProa("pull", "-a", r.Addr+"/team/bb"), "v1: Pulling from", "v2: Pulling from")
-	holds(e.MustProa("images", r.Addr+"/team/bb", "--format", "{{.Tag}}"), "v1", "v2")
+	holds(e.MustProa("pull", "-a", addr+"/team/bb"), "v1: Pulling from", "v2: Pulling from")
+	holds(e.MustProa("images", addr+"/team/bb", "--format", "{{.Tag}}"), "v1", "v2")
 	holds(e.Request("GET", "/distribution/"+name+"/json"), "200 OK", pushed, `"architecture":"amd64"`)
 
 	for _, c := range []struct {
 		args []string
 		says []string
 	}{
-		{[]string{"pull", r.Addr + "/team/bb:v3"}, []string{"manifest for " + r.Addr + "/team/bb:v3 not found", "it has v1 and v2"}},
-		{[]string{"pull", r.Addr + "/nosuch"}, []string{"no repository \"nosuch\""}},
+		{[]string{"pull", addr + "/team/bb:v3"}, []string{"manifest for " + addr + "/team/bb:v3 not found", "it has v1 and v2"}},
+		{[]string{"pull", addr + "/nosuch"}, []string{"no repository \"nosuch\""}},
 		{[]string{"pull", "127.0.0.1:1/x"}, []string{"nothing listens there"}},
 		{[]string{"pull", "no/such:tag:tag"}, []string{"invalid image name"}},
 		{[]string{"pull", "192.0.2.2:5001/x"}, []string{"192.0.2.2:5001"}},
-		{[]string{"push", r.Addr + "/team/nosuch:v1"}, []string{"does not exist locally"}},
+		{[]string{"push", addr + "/team/nosuch:v1"}, []string{"does not exist locally"}},
 		{[]string{"pull", "--platform", "linux/s390x", name}, []string{"linux/s390x", "linux/amd64"}},
 	} {
 		res := e.Proa(c.args...)
@@ -213,8 +165,9 @@ func TestRegistryWithPassword(t *testing.T) {
 	if err := os.WriteFile(passwd, []byte("ada:"+string(hash)+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := startDistribution(t, e, 5443, fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s\nauth:\n  htpasswd:\n    realm: test\n    path: %s\n", cert, key, passwd))
-	name := r.Addr + "/bb:v1"
+	addr := "127.0.0.1:5443"
+	proatest.DistributionWith(t, e.Netns, addr, t.TempDir(), withTLS(cert, key), fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s}}", passwd))
+	name := addr + "/bb:v1"
 	e.MustProa("tag", "bb", name)
 
 	says := func(res proatest.Result, code int, parts ...string) {
@@ -228,29 +181,29 @@ func TestRegistryWithPassword(t *testing.T) {
 			}
 		}
 	}
-	says(e.Proa("push", name), 1, "signed by an authority that this host does not know", filepath.Join(certs, r.Addr, "ca.crt"))
-	if err := os.Mkdir(filepath.Join(certs, r.Addr), 0o700); err != nil {
+	says(e.Proa("push", name), 1, "signed by an authority that this host does not know", filepath.Join(certs, addr, "ca.crt"))
+	if err := os.Mkdir(filepath.Join(certs, addr), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	ca, err := os.ReadFile(cert)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(certs, r.Addr, "ca.crt"), ca, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(certs, addr, "ca.crt"), ca, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	says(e.Proa("push", name), 1, "401", "log in first", "hint: proa login "+r.Addr)
+	says(e.Proa("push", name), 1, "401", "log in first", "hint: proa login "+addr)
 
 	proa := filepath.Join(proatest.Bin(t), "proa")
-	says(e.Exec("wrong\n", proa, "-H", e.Host, "login", "-u", "ada", "--password-stdin", r.Addr), 1, "wrong user name, password or token")
-	says(e.Exec("", proa, "-H", e.Host, "login", r.Addr), 1, "not a terminal", "--password-stdin")
+	says(e.Exec("wrong\n", proa, "-H", e.Host, "login", "-u", "ada", "--password-stdin", addr), 1, "wrong user name, password or token")
+	says(e.Exec("", proa, "-H", e.Host, "login", addr), 1, "not a terminal", "--password-stdin")
 	config := filepath.Join(e.Dir, "config.json")
 	if err := os.WriteFile(config, []byte(`{"detachKeys":"ctrl-x","auths":{}}`), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	says(e.Exec("right horse\n", proa, "-H", e.Host, "login", "-u", "ada", "--password-stdin", r.Addr), 0, "Login Succeeded", "unencrypted")
+	says(e.Exec("right horse\n", proa, "-H", e.Host, "login", "-u", "ada", "--password-stdin", addr), 0, "Login Succeeded", "unencrypted")
 	b, _ := os.ReadFile(config)
-	if fi, err := os.Stat(config); err != nil || fi.Mode().Perm() != 0o600 || !strings.Contains(string(b), "ctrl-x") || !strings.Contains(string(b), r.Addr) {
+	if fi, err := os.Stat(config); err != nil || fi.Mode().Perm() != 0o600 || !strings.Contains(string(b), "ctrl-x") || !strings.Contains(string(b), addr) {
 		t.Errorf("config.json: %v %s", err, b)
 	}
 	out := e.MustProa("push", name)
@@ -259,31 +212,36 @@ func TestRegistryWithPassword(t *testing.T) {
 	e.MustProa("rmi", name, "bb")
 	says(e.Proa("pull", name), 0, pushed)
 	says(e.Docker("pull", name), 0, "up to date")
-	says(e.Proa("logout", r.Addr), 0, "Removing login credentials for "+r.Addr)
-	says(e.Proa("logout", r.Addr), 0, "Not logged in to "+r.Addr)
+	says(e.Proa("logout", addr), 0, "Removing login credentials for "+addr)
+	says(e.Proa("logout", addr), 0, "Not logged in to "+addr)
 	says(e.Proa("pull", name), 1, "401", "log in first")
-	says(e.Exec("right horse", proatest.DockerCLI(t), "-H", e.Host, "login", "-u", "ada", "--password-stdin", r.Addr), 0, "Login Succeeded")
+	says(e.Exec("right horse", proatest.DockerCLI(t), "-H", e.Host, "login", "-u", "ada", "--password-stdin", addr), 0, "Login Succeeded")
 	says(e.Proa("pull", name), 0, "up to date")
-	says(e.Exec("wrong horse", proatest.DockerCLI(t), "-H", e.Host, "login", "-u", "ada", "--password-stdin", r.Addr), 1, "wrong user name, password")
-	says(e.Docker("logout", r.Addr), 0)
+	says(e.Exec("wrong horse", proatest.DockerCLI(t), "-H", e.Host, "login", "-u", "ada", "--password-stdin", addr), 1, "wrong user name, password")
+	says(e.Docker("logout", addr), 0)
 
 	// An expired certificate that is trusted otherwise.
 	old := t.TempDir()
 	cert, key = certificate(t, old, time.Now().Add(-time.Hour), "127.0.0.1")
-	x := startDistribution(t, e, 5444, fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s\n", cert, key))
-	trust(t, certs, x.Addr, cert)
-	says(e.Proa("pull", x.Addr+"/bb"), 1, "its certificate expired on", "renew the certificate")
+	proatest.DistributionWith(t, e.Netns, "127.0.0.1:5444", t.TempDir(), withTLS(cert, key), "")
+	trust(t, certs, "127.0.0.1:5444", cert)
+	says(e.Proa("pull", "127.0.0.1:5444/bb"), 1, "its certificate expired on", "renew the certificate")
 	// One for another name.
 	cert, key = certificate(t, t.TempDir(), time.Now().Add(time.Hour), "registry.example")
-	x = startDistribution(t, e, 5445, fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s\n", cert, key))
-	trust(t, certs, x.Addr, cert)
-	says(e.Proa("pull", x.Addr+"/bb"), 1, "its certificate is for another name")
+	proatest.DistributionWith(t, e.Netns, "127.0.0.1:5445", t.TempDir(), withTLS(cert, key), "")
+	trust(t, certs, "127.0.0.1:5445", cert)
+	says(e.Proa("pull", "127.0.0.1:5445/bb"), 1, "its certificate is for another name")
 	// None at all, elsewhere than on loopback: 192.0.2.2 is the namespace's own
 	// address, on which this registry listens as well.
-	x = startDistribution(t, e, 5446, "", "192.0.2.2")
-	says(e.Proa("pull", x.Addr+"/bb"), 1, "does not speak TLS; plain HTTP is used on loopback only")
+	proatest.Distribution(t, e.Netns, "192.0.2.2:5446", t.TempDir())
+	says(e.Proa("pull", "192.0.2.2:5446/bb"), 1, "does not speak TLS; plain HTTP is used on loopback only")
 }
 
+func withTLS(cert, key string) string {
+	return fmt.Sprintf("tls: {certificate: %s, key: %s}", cert, key)
+}
+
+// trust puts a certificate where the engine looks for authorities of a registry.
 func trust(t *testing.T, certs, addr, cert string) {
 	t.Helper()
 	b, err := os.ReadFile(cert)
@@ -295,5 +253,67 @@ func trust(t *testing.T, certs, addr, cert string) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// An engine that is killed in the middle of a pull, a push or a load comes up
+// with the image whole or not at all, and the same command succeeds.
+func TestKilledEngineCarriesImages(t *testing.T) {
+	e := proatest.New(t)
+	addr := "127.0.0.1:5000"
+	proatest.Distribution(t, e.Netns, addr, t.TempDir())
+	name := addr + "/big:v1"
+	noise := make([]byte, 8<<20)
+	_, _ = rand.Read(noise)
+	e.Import(name, append(proatest.BusyboxRoot(t), proatest.Entry{Name: "noise", Body: string(noise)}), `CMD ["md5sum", "/noise"]`)
+	want := e.MustProa("run", "--rm", "--network", "none", name)
+	e.MustProa("push", name)
+	archive := filepath.Join(t.TempDir(), "big.tar")
+	e.MustProa("save", "-o", archive, name)
+	middle := 0
+	for n := range 21 {
+		args := [][]string{{"pull", name}, {"load", "-i", archive}, {"push", fmt.Sprintf("%s/big-%d:v1", addr, n)}}[n%3]
+		if args[0] == "push" {
+			e.MustProa("tag", name, args[1])
+		} else {
+			e.MustProa("rmi", name)
+		}
+		ended := make(chan proatest.Result, 1)
+		go func() { ended <- e.Proa(args...) }()
+		time.Sleep(time.Duration(n*8) * time.Millisecond)
+		e.Kill()
+		if r := <-ended; r.Code != 0 {
+			middle++
+		}
+		e.Start()
+		if r := e.Proa(args...); r.Code != 0 {
+			t.Fatalf("%v after a kill: %s%s", args, r.Stdout, r.Stderr)
+		}
+		if got := e.MustProa("run", "--rm", "--network", "none", name); got != want {
+			t.Errorf("%v after a kill: the image says %q, want %q", args, got, want)
+		}
+		if args[0] == "push" {
+			e.MustProa("rmi", args[1])
+		}
+	}
+	t.Logf("%d of 21 were killed in their middle", middle)
+	if middle < 5 {
+		t.Error("the test does not test")
+	}
+	// All that is gone gives its disk back.
+	e.MustProa("rmi", name)
+	left, err := filepath.Glob(filepath.Join(e.DataRoot, "image", "*", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range left {
+		if fi, err := os.Stat(p); err == nil && !fi.IsDir() || strings.HasPrefix(filepath.Base(p), ".new-") {
+			t.Errorf("left: %s", p)
+		}
+	}
+	blobs, _ := filepath.Glob(filepath.Join(e.DataRoot, "image", "content", "blobs", "sha256", "*"))
+	flats, _ := filepath.Glob(filepath.Join(e.DataRoot, "image", "flat", "*"))
+	if len(blobs)+len(flats) != 0 {
+		t.Errorf("left: %v %v", blobs, flats)
 	}
 }

@@ -53,8 +53,18 @@ func Box(t testing.TB, netns, addr, root string, args ...string) {
 // namespace. Several may serve the same root as long as one of them is written to.
 func Distribution(t testing.TB, netns, addr, root string) {
 	t.Helper()
+	DistributionWith(t, netns, addr, root, "", "")
+}
+
+// DistributionWith is Distribution with more in its configuration: http goes
+// into that section ("tls: {...}"), rest behind all sections.
+func DistributionWith(t testing.TB, netns, addr, root, http, rest string) {
+	t.Helper()
+	if http != "" {
+		http = ", " + http
+	}
 	config := filepath.Join(t.TempDir(), "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q}\n", root, addr)
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q%s}\n%s\n", root, addr, http, rest)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
