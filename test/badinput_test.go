@@ -30,7 +30,7 @@ func TestBadRuns(t *testing.T) {
 		code int
 		says []string
 	}{
-		{"unknown image", []string{"nosuch"}, 125, []string{"Unable to find image 'nosuch:latest' locally", "cannot reach registry registry-1.docker.io"}},
+		{"unknown image", []string{"127.0.0.1:1/nosuch"}, 125, []string{"Unable to find image '127.0.0.1:1/nosuch:latest' locally", "nothing listens there"}},
 		{"unknown command", []string{"bb", "nosuch"}, 127, []string{"executable file not found in $PATH"}},
 		{"unknown path", []string{"bb", "/no/such"}, 127, []string{"no such file or directory"}},
 		{"not executable", []string{"bb", "/notexec"}, 126, []string{"permission denied"}},

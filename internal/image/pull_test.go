@@ -497,3 +497,19 @@ func TestDistribution(t *testing.T) {
 	}
 	verify(t, s)
 }
+
+func FuzzRemoteName(f *testing.F) {
+	for _, s := range []string{"busybox", "a/b:c", "localhost:5000/x@sha256:" + strings.Repeat("0", 64), "[::1]:5000/x", "x@sha512:00", "A"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		named, at, err := parseRemote(name)
+		if err != nil {
+			return
+		}
+		again, at2, err := parseRemote(named.String())
+		if err != nil || again.String() != named.String() || at != at2 || at == "" {
+			t.Errorf("%q is %q at %q, and that is %v at %q, %v", name, named, at, again, at2, err)
+		}
+	})
+}
