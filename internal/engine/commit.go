@@ -31,7 +31,7 @@ type CommitOptions struct {
 // written since. Volumes, binds and what the engine made to mount on are not in
 // it. It works in every state, behind both walls; of a running VM the guest's
 // processes are held still, the VM goes on.
-func (e *Engine) Commit(ctx context.Context, ref string, o CommitOptions) (_ *image.Image, err error) {
+func (e *Engine) Commit(ctx context.Context, ref string, o CommitOptions) (*image.Image, error) {
 	b, err := e.find(ref)
 	if err != nil {
 		return nil, err
@@ -44,18 +44,12 @@ func (e *Engine) Commit(ctx context.Context, ref string, o CommitOptions) (_ *im
 	if err != nil {
 		return nil, err
 	}
-	if c.Kind == isolation.Container && c.State == Running && !o.NoPause {
-		switch err := e.Pause(ctx, b.id); {
-		case err == nil:
-			defer func() {
-				// Who paused it lets it go on, whatever became of the client.
-				if uerr := e.Unpause(context.WithoutCancel(ctx), b.id); uerr != nil && !errdefs.IsConflict(uerr) && err == nil {
-					err = uerr
-				}
-			}()
-		case !errdefs.IsConflict(err): // it has ended, or somebody else has paused it
+	if c.Kind == isolation.Container && !o.NoPause {
+		resume, err := b.hold(ctx)
+		if err != nil {
 			return nil, err
 		}
+		defer resume()
 	}
 	r, w := io.Pipe()
 	done := make(chan struct{})
@@ -78,6 +72,28 @@ func (e *Engine) Commit(ctx context.Context, ref string, o CommitOptions) (_ *im
 	}
 	e.emit(c, events.ActionCommit, map[string]string{"comment": o.Message, "imageID": img.ID.String(), "imageRef": o.Name})
 	return img, nil
+}
+
+// hold stops the processes of a running container until the returned function
+// is called. The record says nothing of it: where an engine dies meanwhile, the
+// next one finds a paused instance that nobody wanted paused, and lets it go on.
+func (b *box) hold(ctx context.Context) (resume func(), err error) {
+	sh, err := b.shim()
+	if err != nil || b.snap.Load().State != Running {
+		return func() {}, nil
+	}
+	switch err := sh.Pause(ctx); {
+	case err == nil:
+		return func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyLimit)
+			defer cancel()
+			_ = sh.Resume(ctx) // an error: it was killed meanwhile
+		}, nil
+	case errdefs.IsConflict(err), errdefs.IsFailedPrecondition(err), errdefs.IsUnavailable(err):
+		return func() {}, nil // it has ended, or somebody else has paused it
+	default:
+		return nil, err
+	}
 }
 
 // commitConfig is the configuration of the new image: what the client wants,

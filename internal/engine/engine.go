@@ -104,7 +104,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		e.bootID = strings.TrimSpace(string(raw))
 	}
 	e.host, _ = os.Hostname()
-	for _, d := range []string{e.containersDir(), e.runDir("")} {
+	for _, d := range []string{e.containersDir(), e.runDir(""), e.viewDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("cannot make engine directory: %w", err)
 		}

@@ -176,15 +176,14 @@ func (e *Engine) liveFiles(ctx context.Context, b *box, sh *shim.Shim, r *rootfs
 	}, func() error { return t.Serve(ctx, r, in, out) })
 }
 
+// viewDir is where each view is mounted, in a namespace of its own; in the
+// engine's it is always empty.
 func (e *Engine) viewDir() string { return filepath.Join(e.cfg.ExecRoot, "view") }
 
 // inView attaches root in a mount namespace that only this call has, lets
 // furnish add to it, and calls do with it as t.Root, on a thread that makes
 // files as the container's root.
 func (e *Engine) inView(root *os.File, t *rootfs.Tree, furnish, do func() error) error {
-	if err := os.MkdirAll(e.viewDir(), 0o700); err != nil {
-		return fmt.Errorf("cannot make a mount point: %w", err)
-	}
 	return sys.OnThread(func(th *sys.Thread) error {
 		if err := th.OwnMounts(); err != nil {
 			return err

@@ -139,7 +139,12 @@ func (e *Engine) adopt(ctx context.Context, b *box, sh *shim.Shim) bool {
 	switch phase {
 	case "running", "exited": // an exit is booked by the watch
 	case "paused":
-		state = Paused
+		if b.rec.State == Paused {
+			state = Paused
+		} else if err := sh.Resume(ctx); err != nil { // the engine had it held, see Commit
+			e.cfg.Log.Warn("a container that nobody paused does not go on", "id", short(b.id), "err", err)
+			state = Paused
+		}
 	default:
 		// The engine died in the middle of a start, whose client never got an
 		// answer: it has not happened.

@@ -296,9 +296,13 @@ func (e *Engine) freeze(ctx context.Context, ref string, from, to State, action 
 	if c, err = b.step(to, nil); err != nil {
 		return errors.Join(err, sh.Resume(ctx))
 	}
-	e.saves.later(b, nil)
+	if to == Paused { // the record alone tells it from a container that the engine holds still
+		err = e.saves.save(b)
+	} else {
+		e.saves.later(b, nil)
+	}
 	e.emit(c, action, nil)
-	return nil
+	return err
 }
 
 // Resize sets the size of the main process's terminal.

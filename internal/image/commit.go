@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/errdefs"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -16,8 +15,8 @@ import (
 
 // CommitOptions describe the image that Commit makes.
 type CommitOptions struct {
-	// Parent is the manifest of the image that the new one is built upon. The
-	// caller holds a lease on it.
+	// Parent is the target of the image that the new one is built upon: a
+	// manifest, or the index that leads to it. The caller holds a lease on it.
 	Parent  ocispec.Descriptor
 	Name    string // "" for none
 	Author  string
@@ -55,10 +54,11 @@ func (s *Store) Commit(ctx context.Context, layer io.Reader, o CommitOptions) (_
 		return nil, err
 	}
 	defer func() { err = j.end(ctx, err) }()
-	m, err := s.manifest(ctx, o.Parent)
+	parent, err := s.resolve(ctx, candidate{target: o.Parent})
 	if err != nil {
 		return nil, err
 	}
+	m := parent.manifest
 	raw, err := s.readJSON(ctx, m.Config, "image config")
 	if err != nil {
 		return nil, err
@@ -69,9 +69,6 @@ func (s *Store) Commit(ctx context.Context, layer io.Reader, o CommitOptions) (_
 	}
 	if err := decodeJSON(raw, "image config "+m.Config.Digest.String(), &config); err != nil {
 		return nil, err
-	}
-	if len(m.Layers) != len(config.RootFS.DiffIDs) {
-		return nil, fmt.Errorf("the parent has %d layers and names %d: %w", len(m.Layers), len(config.RootFS.DiffIDs), errdefs.ErrDataLoss)
 	}
 	blob, made, err := s.split(ctx, j, layer)
 	if err != nil {

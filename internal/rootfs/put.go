@@ -217,6 +217,9 @@ func (p *put) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
 		}
 		p.times = append(p.times, dirTime{p.at(path.Join(dir, base)), m})
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
+		if h.Size > maxSparse && isSparse(h) {
+			return fmt.Errorf("a sparse file of %d bytes, at most %d are allowed: %w", h.Size, int64(maxSparse), errdefs.ErrInvalidArgument)
+		}
 		return p.regular(ctx, parent, base, h.Size, m, r)
 	case tar.TypeSymlink:
 		if err := sys.MakeSymlinkAt(parent, base, h.Linkname); err != nil {
@@ -240,6 +243,22 @@ func (p *put) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
 	}
 	defer f.Close()
 	return setIfSame(f, m)
+}
+
+// maxSparse bounds a sparse file in bytes: its holes cost the sender nothing and
+// us a look at each.
+const maxSparse = 64 << 30
+
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // setIfSame sets metadata of a name that was just made. Another process may

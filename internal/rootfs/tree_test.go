@@ -350,3 +350,30 @@ func TestChanges(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
+
+// FuzzPut: whatever a tar stream holds, it is unpacked inside, and what was made
+// can be read again.
+func FuzzPut(f *testing.F) {
+	f.Add(stream(f, dir("d"), file("d/x", "x"), link(tar.TypeSymlink, "s", "../../.."), file("s/out", "out"), link(tar.TypeLink, "h", "d/x")), false)
+	f.Add(stream(f, file("../out", "out"), link(tar.TypeLink, "h", "/../../out")), true)
+	f.Add(stream(f, link(tar.TypeSymlink, "a", "b"), link(tar.TypeSymlink, "b", "a"), file("a/x", "")), false)
+	f.Add(stream(f, member{tar.Header{Typeflag: tar.TypeFifo, Name: "p"}, ""}, file("p/x", ""), file("p", "file")), false)
+	f.Fuzz(func(t *testing.T, b []byte, strict bool) {
+		top := t.TempDir()
+		root := top + "/inside/root"
+		must(t, os.MkdirAll(root, 0o755))
+		tree := treeAt(t, root)
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // of zeros without end
+		defer cancel()
+		_ = tree.Put(ctx, &Request{Path: "/", NoOverwriteDirNonDir: strict}, io.LimitReader(bytes.NewReader(b), 1<<20))
+		for at, want := range map[string]int{top: 1, top + "/inside": 1} {
+			if names, err := os.ReadDir(at); err != nil || len(names) != want {
+				t.Fatalf("%s holds %v, %v", at, names, err)
+			}
+		}
+		if err := tree.Get(ctx, "/", io.Discard); err != nil && !errdefs.IsFailedPrecondition(err) && ctx.Err() == nil {
+			t.Errorf("what was unpacked cannot be read: %v", err)
+		}
+		must(t, sys.RemoveTree(root))
+	})
+}

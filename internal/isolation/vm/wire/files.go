@@ -19,7 +19,8 @@ import (
 // with in and out as its streams; in may be nil. It is possible from Setup to
 // Shutdown, before the main process was started and after it has ended. Errors
 // are those of rootfs.Tree.Serve; what the guest says is shown without control
-// characters.
+// characters. When it returns, out is not written to any more, so it waits for a
+// write that is under way.
 func (c *Client) Files(ctx context.Context, r *rootfs.Request, in io.Reader, out io.Writer) error {
 	what := string(r.Op) + " files of the guest"
 	ends := &fileEnds{in: in, out: out}
