@@ -19,14 +19,10 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
-	"github.com/moby/buildkit/frontend"
 	dockerfileversion "github.com/moby/buildkit/frontend/dockerfile/version"
 	"github.com/moby/buildkit/session"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
-	"github.com/moby/buildkit/solver"
-	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/version"
-	"github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
@@ -78,7 +74,7 @@ func newWorker(ctx context.Context, cfg wire.Config, p Parts, records *metadata.
 		GCPolicy:        gcPolicy(cfg),
 		BuildkitVersion: client.BuildkitVersion{Package: version.Package, Version: version.Version, Revision: version.Revision, DockerfileVersion: dockerfileversion.Version()},
 		Executor:        p.Executor,
-		Snapshotter:     stepSnapshots{containerdsnapshot.NewSnapshotter(wire.Snapshotter, p.Snapshots, wire.Namespace, nil)},
+		Snapshotter:     volatileSnapshots{containerdsnapshot.NewSnapshotter(wire.Snapshotter, p.Snapshots, wire.Namespace, nil)},
 		ContentStore:    contentStore(p),
 		Applier:         p.Applier,
 		Differ:          p.Differ,
@@ -94,18 +90,6 @@ func newWorker(ctx context.Context, cfg wire.Config, p Parts, records *metadata.
 		return nil, fmt.Errorf("cannot open the builder's worker: %w", err)
 	}
 	return &imageWorker{w}, nil
-}
-
-// ResolveOp makes the operation of a vertex.
-func (w *imageWorker) ResolveOp(v solver.Vertex, s frontend.FrontendLLBBridge, sm *session.Manager, proxy worker.ProxyOpt) (solver.Op, error) {
-	op, err := w.Worker.ResolveOp(v, s, sm, proxy)
-	if err != nil {
-		return nil, err
-	}
-	if base, ok := v.Sys().(*pb.Op); ok && base.GetExec() != nil {
-		return wholeInputs{op}, nil
-	}
-	return op, nil
 }
 
 // gcPolicy bounds the build cache: first what is made again most easily, then

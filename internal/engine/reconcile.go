@@ -236,9 +236,9 @@ func (e *Engine) dropLeftovers(ctx context.Context, live map[string]bool) {
 				continue
 			}
 			if sh, err := e.findShim(ctx, id); err == nil {
-				e.destroy(id, e.cfg.CgroupParent, sh)
+				e.destroy(id, e.parentOf(id), sh)
 			} else {
-				e.sweep(id, e.cfg.CgroupParent)
+				e.sweep(id, e.parentOf(id))
 			}
 		}
 	}

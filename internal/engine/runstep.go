@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -125,6 +126,12 @@ func (e *Engine) startStep(ctx context.Context, s Step) (_ *StepRun, err error) 
 		return nil, fmt.Errorf("cannot make a directory of the step: %w", err)
 	}
 	back.add(func() { os.RemoveAll(p.dir) })
+	if parent := rec.Host.CgroupParent; parent != "" {
+		// A step has no record that would tell the next engine.
+		if err := os.WriteFile(filepath.Join(p.dir, parentFile), []byte(parent), 0o600); err != nil {
+			return nil, fmt.Errorf("cannot note the control group of a step: %w", err)
+		}
+	}
 	files := shim.NewFiles()
 	defer func() { closeAll(files) }()
 
@@ -214,6 +221,17 @@ func (r *StepRun) start(ctx context.Context, files shim.Files, ep *network.Endpo
 		}
 	})
 	return nil
+}
+
+// parentFile is in the directory of a step whose control group is not where all are.
+const parentFile = "cgroup-parent"
+
+// parentOf is where the control group of an instance without a record is.
+func (e *Engine) parentOf(id string) string {
+	if b, err := os.ReadFile(filepath.Join(e.runDir(id), parentFile)); err == nil {
+		return string(b)
+	}
+	return e.cfg.CgroupParent
 }
 
 // planStep makes what a container's record would say, and refuses what cannot

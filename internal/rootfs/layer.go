@@ -29,8 +29,9 @@ type LayerOptions struct {
 	Exclude []string
 	// Lower is the merged tree below the upper directory, if it is at hand. With
 	// it, a directory that holds nothing of the layer's own is left out, unless
-	// it is new or its mode, owner or attributes were changed; and the root gets
-	// an entry if that of Lower is different.
+	// it is new or its mode, owner, attributes or, where it leads to no excluded
+	// name, time were changed; and the root gets an entry if that of Lower is
+	// different.
 	Lower *os.File
 }
 
@@ -176,8 +177,8 @@ func (l *layer) entry(dir *pinned, name, full string, depth int, hidden bool) er
 		return l.put(full, p)
 	}
 	l.pending = append(l.pending, pendingDir{full, p})
-	// Overlayfs copies a directory up for any change below it, one of a time
-	// included; as in BuildKit's layers, that alone gives it no entry.
+	// Overlayfs copies a directory up for anything that is opened for writing
+	// below it; that alone gives it no entry.
 	if hidden || l.opt.Lower == nil && !l.above[full] {
 		if err := l.flush(); err != nil {
 			return err
@@ -196,7 +197,8 @@ func (l *layer) entry(dir *pinned, name, full string, depth int, hidden bool) er
 			return err
 		}
 		defer old.close()
-		if old == nil || !sameDir(p, old) {
+		// What the engine mounts on changes the time of the directory it is in.
+		if old == nil || !sameDir(p, old) || !l.above[full] && !sameTime(p, old) {
 			return l.flush()
 		}
 	}
@@ -250,6 +252,8 @@ func overlayMarks(p *pinned) (opaque bool, err error) {
 	}
 	return opaque, nil
 }
+
+func sameTime(a, b *pinned) bool { return a.st.Sec == b.st.Sec && a.st.Nsec == b.st.Nsec }
 
 // sameDir says whether two directories have mode, owner and attributes in common.
 func sameDir(a, b *pinned) bool {

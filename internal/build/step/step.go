@@ -91,8 +91,7 @@ func (e *Executor) Run(ctx context.Context, id string, root executor.Mount, moun
 	}
 	var releases releaser
 	defer func() { err = errors.Join(err, releases.release()) }()
-	// Nobody else uses the root while the step runs, so it can be mounted apart.
-	if ask.Root, err = releases.mount(withParts(ctx), root, false); err != nil {
+	if ask.Root, err = releases.mount(ctx, root, false); err != nil {
 		return nil, fmt.Errorf("cannot mount the root of a step: %w", err)
 	}
 	ask.Root.Readonly = root.Readonly || p.Meta.ReadonlyRootFS
@@ -266,9 +265,6 @@ func plain(ref executor.MountableRef) executor.MountableRef {
 }
 
 func wireMount(m mount.Mount) wire.Mount {
-	if m.Type == PartsType {
-		m.Type = "overlay"
-	}
 	return wire.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
 }
 
