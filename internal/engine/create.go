@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -106,6 +107,13 @@ func (e *Engine) plan(ctx context.Context, r CreateRequest, img *image.Image) (*
 	if err := checkHost(cfg, host, kind); err != nil {
 		return nil, err
 	}
+	if err := checkJoined(r.Config, host); err != nil {
+		return nil, err
+	}
+	joined, err := e.resolveJoins(cfg, host)
+	if err != nil {
+		return nil, err
+	}
 	rec := &record{
 		ID: newID(), Name: r.Name, Created: e.cfg.Now().UTC(), Config: cfg, Host: host,
 		ImageID: img.ID, ImageRef: r.Config.Image, Image: img.Target, Platform: img.Config.Platform, Kind: kind, State: Created,
@@ -137,7 +145,7 @@ func (e *Engine) plan(ctx context.Context, r CreateRequest, img *image.Image) (*
 	if kind == isolation.VM {
 		return rec, e.planMachine(rec)
 	}
-	return rec, e.planContainer(rec)
+	return rec, e.planContainer(rec, joined)
 }
 
 // planMachine asks whether a VM of this kind can be, without making anything.
@@ -182,8 +190,9 @@ func (e *Engine) hasMachines() error {
 }
 
 // planContainer decides on the user namespace and checks what only the
-// container wall needs.
-func (e *Engine) planContainer(rec *record) error {
+// container wall needs. joined says why it must be the host's because of a
+// container whose namespaces are entered; "" otherwise.
+func (e *Engine) planContainer(rec *record, joined string) error {
 	if _, err := seccompOf(rec.Host); err != nil {
 		return err
 	}
@@ -197,7 +206,7 @@ func (e *Engine) planContainer(rec *record) error {
 			}
 		}
 	}
-	why := hostUserNS(rec.Host)
+	why := cmp.Or(hostUserNS(rec.Host), joined)
 	switch {
 	case e.userns == nil:
 		rec.UserNS = false
@@ -261,6 +270,9 @@ func wantedNetworks(n *dockernet.NetworkingConfig, h *container.HostConfig) (map
 	for name, s := range n.EndpointsConfig {
 		if name == "default" {
 			name = string(h.NetworkMode)
+		}
+		if h.NetworkMode.IsContainer() && strings.HasPrefix(name, "container:") {
+			continue // clients name it as they were told; it has no settings of its own
 		}
 		if name != string(h.NetworkMode) {
 			return nil, refusef(errdefs.ErrInvalidArgument, "network %s not found (known: bridge, host, none)", name)

@@ -168,21 +168,17 @@ func checkModes(c *container.Config, h *container.HostConfig, vm bool) error {
 	switch m := h.NetworkMode; {
 	case m == "none", m == "bridge", m == "host":
 	case m.IsContainer():
-		return invalid("cannot honour NetworkMode %s: sharing another container's network is not supported yet", m)
+		if m.ConnectedContainer() == "" {
+			return invalid("invalid network mode: %s", m)
+		}
 	default:
 		return refusef(errdefs.ErrInvalidArgument, "network %s not found (known: bridge, host, none)", m)
 	}
 	if !h.PidMode.Valid() {
 		return invalid("invalid PID mode: %s", h.PidMode)
 	}
-	if h.PidMode.IsContainer() {
-		return invalid("cannot honour PidMode %s: sharing another container's processes is not supported yet", h.PidMode)
-	}
-	switch {
-	case !h.IpcMode.Valid():
+	if !h.IpcMode.Valid() {
 		return invalid("invalid IPC mode: %s", h.IpcMode)
-	case h.IpcMode.IsContainer():
-		return invalid("cannot honour IpcMode %s: sharing another container's memory is not supported yet", h.IpcMode)
 	}
 	if !h.UTSMode.Valid() {
 		return invalid("invalid UTS mode: %s", h.UTSMode)
@@ -198,6 +194,9 @@ func checkModes(c *container.Config, h *container.HostConfig, vm bool) error {
 	}
 	if !vm {
 		return nil
+	}
+	if h.NetworkMode.IsContainer() {
+		return invalid("cannot use --network %s with a VM: it has a kernel and a network stack of its own; use --network bridge", h.NetworkMode)
 	}
 	for flag, mode := range map[string]string{"pid": string(h.PidMode), "ipc": string(h.IpcMode), "uts": string(h.UTSMode), "userns": string(h.UsernsMode), "cgroupns": string(h.CgroupnsMode)} {
 		if err := machine.CheckNamespace(flag, mode); err != nil {
@@ -387,9 +386,15 @@ func checkSysctls(h *container.HostConfig, vm bool) error {
 			if h.IpcMode.IsHost() {
 				return invalid("sysctl %q is not allowed in the host's IPC namespace", name)
 			}
+			if h.IpcMode.IsContainer() {
+				return invalid("sysctl %q is not allowed in the IPC namespace of another container: set it there", name)
+			}
 		case strings.HasPrefix(name, "net."):
 			if h.NetworkMode.IsHost() {
 				return invalid("sysctl %q is not allowed in the host's network namespace", name)
+			}
+			if h.NetworkMode.IsContainer() {
+				return invalid("sysctl %q is not allowed in the network namespace of another container: set it there", name)
 			}
 		default:
 			return invalid("sysctl %q is not in a separate kernel namespace", name)

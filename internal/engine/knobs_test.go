@@ -97,7 +97,7 @@ func TestHostConfigRefusals(t *testing.T) {
 		"AutoRemove":                   {AutoRemove: true, RestartPolicy: container.RestartPolicy{Name: "always"}},
 		"unknown policy":               {RestartPolicy: container.RestartPolicy{Name: "sometimes"}},
 		"network mynet not found":      {NetworkMode: "mynet"},
-		"not supported yet":            {NetworkMode: "container:abc"},
+		"invalid network mode":         {NetworkMode: "container:"},
 		"invalid PID mode":             {PidMode: "bogus"},
 		"unknown capability":           {CapAdd: []string{"NOSUCH"}},
 		"no log driver named 'syslog'": {LogConfig: container.LogConfig{Type: "syslog"}},

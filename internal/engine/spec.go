@@ -28,6 +28,8 @@ type parts struct {
 	network  isolation.Network
 	ids      isolation.IDMap // of the user namespace
 	seccomp  []byte
+	join     map[string]isolation.File // namespaces of other containers
+	shm      isolation.File            // /dev/shm of another container
 }
 
 // buildSpec turns a record and what a start opened into the driver's spec. It
@@ -76,9 +78,9 @@ func buildSpec(r *record, p parts) (*isolation.Spec, error) {
 			OOMScoreAdj:     h.OomScoreAdj,
 			Umask:           h.Umask,
 		},
-		Init:      h.Init != nil && *h.Init,
+		Init:      h.Init != nil && *h.Init && !h.PidMode.IsContainer(), // as Docker: somebody else is process 1 there
 		Root:      isolation.Root{Image: p.root, Upper: p.upper, Readonly: h.ReadonlyRootfs, Volatile: h.AutoRemove},
-		Mounts:    slices.Concat(shm(r), p.mounts),
+		Mounts:    slices.Concat(shm(r, p.shm), p.mounts),
 		Devices:   p.devices,
 		Resources: resourcesOf(h, p.parent),
 		Network:   p.network,
@@ -94,10 +96,12 @@ func buildSpec(r *record, p parts) (*isolation.Spec, error) {
 	s.Namespaces = isolation.Namespaces{
 		User: r.UserNS, UIDs: p.ids, GIDs: p.ids,
 		PID: !h.PidMode.IsHost(), IPC: !h.IpcMode.IsHost(), UTS: !h.UTSMode.IsHost(), Net: !h.NetworkMode.IsHost(),
-		Cgroup: !h.CgroupnsMode.IsHost(),
+		Cgroup: !h.CgroupnsMode.IsHost(), Join: p.join,
 	}
 	for i := range s.Mounts {
-		s.Mounts[i].Idmap = r.UserNS && s.Mounts[i].Type == isolation.MountBind
+		m := &s.Mounts[i]
+		// Shared memory of another container has the owners that it has there.
+		m.Idmap = r.UserNS && m.Type == isolation.MountBind && (p.shm == 0 || m.Source != p.shm)
 	}
 	return s, nil
 }
@@ -110,8 +114,8 @@ func cwd(dir string) string {
 }
 
 // shm is /dev/shm, unless the user mounts something there, the host's is
-// shared, or there shall be none.
-func shm(r *record) []isolation.Mount {
+// shared, or there shall be none. other is that of another container.
+func shm(r *record, other isolation.File) []isolation.Mount {
 	for _, m := range r.Mounts {
 		if m.Target == "/dev/shm" {
 			return nil
@@ -120,6 +124,12 @@ func shm(r *record) []isolation.Mount {
 	if r.Host.IpcMode.IsHost() || r.Host.IpcMode.IsNone() {
 		return nil
 	}
+	if r.Host.IpcMode.IsContainer() {
+		if other == 0 {
+			return nil // nothing is entered: an exec, or a look at the files
+		}
+		return []isolation.Mount{{Type: isolation.MountBind, Source: other, Origin: "/dev/shm of another container", Target: "/dev/shm", NonRecursive: true, Detached: true}}
+	}
 	return []isolation.Mount{{Type: isolation.MountTmpfs, Target: "/dev/shm", Size: r.Host.ShmSize, Mode: 0o1777, Options: "nosuid,nodev,noexec"}}
 }
 
@@ -127,7 +137,7 @@ func shm(r *record) []isolation.Mount {
 // open ports below 1024 and ping, as Docker does.
 func sysctls(r *record, ids isolation.IDMap) map[string]string {
 	out := map[string]string{}
-	if !r.Host.NetworkMode.IsHost() && !r.Host.Privileged {
+	if !r.Host.NetworkMode.IsHost() && !r.Host.NetworkMode.IsContainer() && !r.Host.Privileged {
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
 		out["net.ipv4.ping_group_range"] = "0 2147483647"
 		if r.UserNS { // the kernel wants ids that the namespace maps

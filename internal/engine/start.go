@@ -156,6 +156,9 @@ func (e *Engine) launch(ctx context.Context, b *box) (_ *shim.Shim, pid int, err
 		return nil, 0, err
 	}
 	step("start: mounts open")
+	if err := e.openJoins(b, &rec, &p, &files); err != nil {
+		return nil, 0, err
+	}
 	endpoint, err := e.reserveNetwork(ctx, b, &rec, &p, &files, &back)
 	if err != nil {
 		return nil, 0, err
@@ -312,6 +315,9 @@ func (e *Engine) openMounts(ctx context.Context, b *box, rec *record, p *parts, 
 // reserveNetwork gets a container's addresses, ports and files; nil for no card
 // at all.
 func (e *Engine) reserveNetwork(ctx context.Context, b *box, rec *record, p *parts, files *shim.Files, back *undo) (*network.Endpoint, error) {
+	if rec.Host.NetworkMode.IsContainer() {
+		return nil, nil // another container's, which openJoins has opened
+	}
 	req, err := e.networkRequest(rec)
 	if err != nil {
 		return nil, err

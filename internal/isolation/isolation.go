@@ -148,6 +148,9 @@ type Mount struct {
 	Origin   string    `json:"origin,omitempty"` // bind: path of the source, for messages only
 	Target   string    `json:"target"`           // absolute path inside; created if missing
 	Readonly bool      `json:"readonly,omitempty"`
+	// Detached says that a bind's Source is a mount that is attached nowhere and
+	// was made for this one use (before Linux 6.15 it cannot be copied).
+	Detached bool `json:"detached,omitempty"`
 	// NonRecursive leaves out mounts below Source.
 	NonRecursive bool `json:"nonRecursive,omitempty"`
 	// Propagation is one of "private" (default), "slave", "shared" and their r-forms.

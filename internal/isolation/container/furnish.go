@@ -314,6 +314,9 @@ func cloneSource(b *isolation.Mount) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.Detached {
+		return f, nil
+	}
 	defer f.Close()
 	return sys.CloneTree(f, "", !b.NonRecursive)
 }
