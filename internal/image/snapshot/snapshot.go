@@ -103,11 +103,14 @@ type Store struct {
 	meta  *metadata.DB
 	front snapshots.Snapshotter // of containerd's metadata; its backend is records
 	next  atomic.Uint64         // number of the newest directory
-	work  sync.WaitGroup        // removals of directories
 
-	mu   sync.Mutex
-	held map[string]holding // by the key of the record
-	dirs map[uint64]string  // directory number to the key of its record
+	mu sync.Mutex
+	// removing counts the removals of directories; a WaitGroup must not be
+	// waited for while the first one begins. idle is told when none is left.
+	removing int
+	idle     *sync.Cond
+	held     map[string]holding // by the key of the record
+	dirs     map[uint64]string  // directory number to the key of its record
 	// stacks are the layers of every chain that mounts were given out of.
 	stacks map[digest.Digest][]digest.Digest
 }
@@ -123,7 +126,9 @@ type holding struct {
 // New makes a Store. Its Records are given to containerd's metadata, and then
 // that to Open.
 func New(cfg Config) *Store {
-	return &Store{cfg: cfg, held: map[string]holding{}, dirs: map[uint64]string{}, stacks: map[digest.Digest][]digest.Digest{}}
+	s := &Store{cfg: cfg, held: map[string]holding{}, dirs: map[uint64]string{}, stacks: map[digest.Digest][]digest.Digest{}}
+	s.idle = sync.NewCond(&s.mu)
+	return s
 }
 
 // Open begins to use the metadata, and removes directories that no record
@@ -161,7 +166,11 @@ func (s *Store) Open(ctx context.Context, meta *metadata.DB) error {
 
 // Close waits for work in the background.
 func (s *Store) Close() error {
-	s.work.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.removing > 0 {
+		s.idle.Wait()
+	}
 	return nil
 }
 
@@ -321,11 +330,19 @@ func (s *Store) makeDir(n uint64, lower string) error {
 // removeDir removes a directory in the background. A crash leaves the rest of
 // it to the next Open.
 func (s *Store) removeDir(n uint64) {
-	s.work.Go(func() {
+	s.mu.Lock()
+	s.removing++
+	s.mu.Unlock()
+	go func() {
 		if err := sys.RemoveTree(s.dir(n)); err != nil {
 			s.warn(fmt.Errorf("cannot remove the directory of a snapshot: %w", err))
 		}
-	})
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.removing--; s.removing == 0 {
+			s.idle.Broadcast()
+		}
+	}()
 }
 
 // mounts are the mounts of a snapshot that holds h.
