@@ -118,10 +118,10 @@ func (r *testRegistry) index(repo, tag string, kids ...ocispec.Descriptor) diges
 	return digest.FromBytes(raw)
 }
 
-// impatient is a client that does not wait long.
+// impatient is a client that does not pause long.
 func impatient() *remote.Client {
 	return remote.New(remote.Config{
-		CertsDir: "/nonexistent", Stall: 300 * time.Millisecond, Pause: time.Millisecond, MaxPause: 10 * time.Millisecond,
+		CertsDir: "/nonexistent", Stall: 20 * time.Second, Pause: time.Millisecond, MaxPause: 10 * time.Millisecond,
 	})
 }
 

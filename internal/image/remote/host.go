@@ -81,7 +81,9 @@ func (c *Client) rules(hostport string) (*host, error) {
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			return dialer.DialContext(ctx, network, addr)
 		},
-		TLSClientConfig: conf, ForceAttemptHTTP2: true, TLSHandshakeTimeout: c.cfg.Stall,
+		// HTTP/1.1: a connection for each layer, which breaks and stalls by itself,
+		// and TLS alerts that name their reason.
+		TLSClientConfig: conf, TLSHandshakeTimeout: c.cfg.Stall,
 		DisableCompression: true, // digests are those of the bytes as they are sent
 		MaxIdleConns:       8, MaxIdleConnsPerHost: 4, IdleConnTimeout: 20 * time.Second, MaxResponseHeaderBytes: maxHeader,
 		ReadBufferSize: 64 << 10, WriteBufferSize: 64 << 10,
@@ -238,7 +240,6 @@ func (h *host) speaksPlain(ctx context.Context, limit time.Duration) (bool, erro
 	defer raw.Close()
 	conf := h.tls.Clone()
 	conf.InsecureSkipVerify, conf.ServerName = true, hostname(h.name)
-	conf.NextProtos = []string{"h2", "http/1.1"}
 	err = tls.Client(raw, conf).HandshakeContext(ctx)
 	var record tls.RecordHeaderError
 	switch {

@@ -34,7 +34,7 @@ import (
 )
 
 func quick(t *testing.T) *Client {
-	return New(Config{CertsDir: t.TempDir(), Stall: 300 * time.Millisecond, Pause: time.Millisecond, MaxPause: 5 * time.Millisecond})
+	return New(Config{CertsDir: t.TempDir(), Stall: time.Second, Pause: time.Millisecond, MaxPause: 5 * time.Millisecond})
 }
 
 func repo(t *testing.T, c *Client, host string, cred Credentials) *Repository {

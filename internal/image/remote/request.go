@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -194,7 +195,9 @@ func (s *session) send(ctx context.Context, req *http.Request, c call) (*http.Re
 			cancel(nil)
 			return nil, err
 		}
-		req.Body, req.ContentLength = &sending{body, w, c.slow}, size
+		out := &sending{ReadCloser: body, w: w, slow: c.slow}
+		defer out.end()
+		req.Body, req.ContentLength = out, size
 		if size == 0 {
 			body.Close()
 			req.Body = http.NoBody
@@ -241,9 +244,25 @@ type sending struct {
 	io.ReadCloser
 	w    *watch
 	slow bool
+
+	mu    sync.Mutex // held while the caller's reader is read
+	ended bool
+}
+
+// end lets nothing more be read: a transport may go on reading a body whose
+// request has an answer, or has failed.
+func (s *sending) end() {
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
 }
 
 func (s *sending) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return 0, errors.New("the request has ended")
+	}
 	n, err := s.ReadCloser.Read(p)
 	limit := s.w.limit
 	if err != nil && s.slow {
