@@ -81,6 +81,7 @@ type site struct {
 	conn   *grpc.ClientConn
 	log    *bytes.Buffer
 	kind   isolation.Kind // of steps
+	nets   *network.Manager
 }
 
 func newSite(t testing.TB, edit ...func(*engine.Config)) *site {
@@ -117,6 +118,7 @@ func openSite(t testing.TB, kind isolation.Kind, edit ...func(*engine.Config)) *
 		Dir: filepath.Join(run, "network"), Linger: -1,
 	})
 	must(t, err)
+	s.nets = nets
 	cfg := engine.Config{
 		DataRoot: data, ExecRoot: run, DB: db, Images: s.images, Volumes: vols, Network: nets,
 		Shims: &shim.Starter{Binary: bin, Dir: filepath.Join(run, "shim")}, Events: event.New(100),

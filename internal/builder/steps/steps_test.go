@@ -19,6 +19,8 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 
 	"proa/internal/engine"
+	"proa/internal/isolation"
+	"proa/internal/network"
 )
 
 // What a RUN may expect: arguments, environment, user, directory, host name.
@@ -508,6 +510,11 @@ func BenchmarkStep(b *testing.B) {
 			root := s.layer()
 			m := sh("")
 			m.Args, m.NetMode = []string{"true"}, mode
+			// In the middle of a build the bridge is there.
+			other := strings.Repeat("e", 64)
+			_, err := s.nets.Reserve(b.Context(), other, network.Request{Kind: isolation.NetworkBridge, Hostname: "other"})
+			must(b, err)
+			b.Cleanup(func() { _ = s.nets.Release(context.Background(), other) })
 			for b.Loop() {
 				_, err := s.Run(context.Background(), "", executor.Mount{Src: root}, nil, executor.ProcessInfo{Meta: m}, nil)
 				must(b, err)
