@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 
 	"proa/internal/engine"
@@ -64,8 +65,7 @@ func (s *Server) statPath(c *call) (path string, err error) {
 	go func() {
 		w.CloseWithError(s.Engine.Files(c.Context(), c.PathValue("id"), &rootfs.Request{Op: rootfs.OpStat, Path: path}, nil, w))
 	}()
-	var st rootfs.Stat
-	err = json.NewDecoder(r).Decode(&st)
+	st, err := readStat(r)
 	r.CloseWithError(io.ErrClosedPipe)
 	if err != nil {
 		return "", err
@@ -160,25 +160,60 @@ func (s *Server) containerChanges(c *call) error {
 		w.CloseWithError(s.Engine.Files(c.Context(), c.PathValue("id"), &rootfs.Request{Op: rootfs.OpChanges}, nil, w))
 	}()
 	defer r.CloseWithError(io.ErrClosedPipe)
+	out, err := readChanges(r)
+	if err != nil {
+		return err
+	}
+	return c.reply(http.StatusOK, out)
+}
+
+// What is read here may come from a guest, which may say anything without end
+// and must not fill the engine's memory.
+const (
+	maxStat        = 64 << 10 // bytes about one path; a link's target has 4 KiB at most
+	maxChanges     = 1_000_000
+	maxChangesText = 256 << 20 // bytes
+)
+
+// atMost reads n bytes and fails where there are more.
+type atMost struct {
+	r io.Reader
+	n int64
+}
+
+func (a *atMost) Read(p []byte) (int, error) {
+	if a.n <= 0 {
+		return 0, fmt.Errorf("the answer about the container's files is larger than is allowed: %w", errdefs.ErrResourceExhausted)
+	}
+	n, err := a.r.Read(p[:min(int64(len(p)), a.n)])
+	a.n -= int64(n)
+	return n, err
+}
+
+// readStat reads the answer to rootfs.OpStat.
+func readStat(r io.Reader) (st rootfs.Stat, err error) {
+	err = json.NewDecoder(&atMost{r, maxStat}).Decode(&st)
+	return st, err
+}
+
+// readChanges reads the answer to rootfs.OpChanges.
+func readChanges(r io.Reader) ([]container.FilesystemChange, error) {
 	out := []container.FilesystemChange{}
-	for d := json.NewDecoder(bufio.NewReader(r)); ; {
+	for d := json.NewDecoder(&atMost{bufio.NewReader(r), maxChangesText}); ; {
 		var one rootfs.Change
 		err := d.Decode(&one)
 		if errors.Is(err, io.EOF) {
-			return c.reply(http.StatusOK, out)
+			return out, nil
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if len(out) == maxChanges {
-			return fmt.Errorf("more than %d files differ from the image", maxChanges)
+			return nil, fmt.Errorf("more than %d files differ from the image: %w", maxChanges, errdefs.ErrResourceExhausted)
 		}
 		out = append(out, container.FilesystemChange{Path: one.Path, Kind: container.ChangeType(one.Kind)})
 	}
 }
-
-// maxChanges bounds an answer that is held in memory.
-const maxChanges = 1_000_000
 
 func (s *Server) containerCommit(c *call) error {
 	id := c.query("container")
