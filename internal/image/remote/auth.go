@@ -222,6 +222,9 @@ func (s *session) realm(c *challenge) (*url.URL, error) {
 	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
 		return nil, invalid("registry %s names the token server %q, which is no address", s.host, c.params["realm"])
 	}
+	if err := Reaches(s.host, u.Host); err != nil {
+		return nil, err
+	}
 	if u.Scheme == "http" {
 		if !Loopback(u.Host) || !Loopback(s.host) {
 			return nil, fmt.Errorf("registry %s names the token server %s: %w", s.host, u.Host, &PlainHTTPError{Host: u.Host})

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 // plainTime is how long it is believed that a loopback port speaks plain HTTP
@@ -257,10 +259,21 @@ func (h *host) speaksPlain(ctx context.Context, limit time.Duration) (bool, erro
 	return plain, nil
 }
 
+// Reaches refuses a way that a registry elsewhere names to this machine: its
+// redirects, uploads and logins would make requests of services that listen on
+// loopback because they trust whoever is here, in plain HTTP if they speak that
+// (CWE-918). errdefs.ErrPermissionDenied.
+func Reaches(from, to string) error {
+	if Loopback(to) && !Loopback(from) {
+		return fmt.Errorf("registry %s leads to %s, which is this machine: refused, because it could use what listens here: %w", from, to, errdefs.ErrPermissionDenied)
+	}
+	return nil
+}
+
 // follow makes the address of a redirect or an upload, which may be relative.
 // The same host is always reached in the same way, whatever scheme a registry
 // behind a proxy believes it is reached by; another one by HTTPS, or by plain
-// HTTP from loopback to loopback.
+// HTTP from loopback to loopback. A registry elsewhere cannot send to loopback.
 func follow(from *url.URL, location string) (*url.URL, error) {
 	if location == "" {
 		return nil, errors.New("the registry sent no location")
@@ -272,6 +285,9 @@ func follow(from *url.URL, location string) (*url.URL, error) {
 	if to.Host == from.Host {
 		to.Scheme = from.Scheme
 		return to, nil
+	}
+	if err := Reaches(from.Host, to.Host); err != nil {
+		return nil, err
 	}
 	switch {
 	case to.Scheme == "https":

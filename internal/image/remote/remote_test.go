@@ -697,3 +697,33 @@ func FuzzMediaType(f *testing.F) {
 		}
 	})
 }
+
+// CWE-918: a registry elsewhere cannot have the engine ask what listens on this
+// machine, neither by a redirect, an upload, a list, nor as its token server.
+func TestNobodyElseLeadsToLoopback(t *testing.T) {
+	c := quick(t)
+	far, near := &url.URL{Scheme: "https", Host: "registry.example"}, &url.URL{Scheme: "https", Host: "localhost:5000"}
+	for _, host := range []string{"127.0.0.1:8080", "localhost", "[::1]:2375", "127.9.9.9", "[::ffff:127.0.0.1]:80"} {
+		for _, scheme := range []string{"https", "http"} {
+			where := scheme + "://" + host + "/token"
+			realm := &challenge{scheme: "bearer", params: map[string]string{"realm": where}}
+			if to, err := follow(far, where); !errdefs.IsPermissionDenied(err) {
+				t.Errorf("a redirect of %s leads to %v, %v", far.Host, to, err)
+			}
+			if to, err := c.session(far.Host, Credentials{}).realm(realm); !errdefs.IsPermissionDenied(err) {
+				t.Errorf("%s has the token server %v, %v", far.Host, to, err)
+			}
+			if _, err := follow(near, where); err != nil {
+				t.Errorf("from loopback to %s: %v", where, err)
+			}
+			if _, err := c.session(near.Host, Credentials{}).realm(realm); err != nil {
+				t.Errorf("from loopback to the token server %s: %v", where, err)
+			}
+		}
+	}
+	for _, where := range []string{"https://cdn.example/blob", "https://10.0.0.1/blob"} {
+		if _, err := follow(far, where); err != nil {
+			t.Errorf("to %s: %v", where, err)
+		}
+	}
+}

@@ -24,11 +24,15 @@ func Registry(c *remote.Client) docker.RegistryHosts {
 	}
 }
 
-// checkRedirect keeps a request's credentials with its host. The standard
+// checkRedirect keeps a request's credentials with its host, and a registry
+// elsewhere away from this machine. The standard
 // library would give them to other ports, and to names below the host's.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= 10 {
 		return errors.New("the registry redirects more than 10 times")
+	}
+	if err := remote.Reaches(via[len(via)-1].URL.Host, req.URL.Host); err != nil {
+		return err
 	}
 	if req.URL.Host != via[0].URL.Host {
 		req.Header.Del("Authorization")

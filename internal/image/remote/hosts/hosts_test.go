@@ -4,10 +4,12 @@ import (
 	"context"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/errdefs"
 
 	"proa/internal/image/remote"
 )
@@ -55,5 +57,22 @@ func TestResolver(t *testing.T) {
 	}
 	if h, err := Registry(remote.New(remote.Config{}))("docker.io"); err != nil || h[0].Host != "registry-1.docker.io" {
 		t.Errorf("%+v %v", h, err)
+	}
+}
+
+// CWE-918: a registry elsewhere has nobody ask what listens on this machine.
+func TestNobodyElseRedirectsToLoopback(t *testing.T) {
+	way := func(from, to string) error {
+		return checkRedirect(&http.Request{URL: &url.URL{Scheme: "https", Host: to}, Header: http.Header{}},
+			[]*http.Request{{URL: &url.URL{Scheme: "https", Host: from}}})
+	}
+	if err := way("registry.example", "127.0.0.1:2375"); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("to loopback: %v", err)
+	}
+	if err := way("registry.example", "cdn.example"); err != nil {
+		t.Errorf("to another host: %v", err)
+	}
+	if err := way("localhost:5000", "127.0.0.1:5001"); err != nil {
+		t.Errorf("from loopback to loopback: %v", err)
 	}
 }
