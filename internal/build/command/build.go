@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -206,13 +207,21 @@ type plainError struct {
 func (p *plainError) Error() string { return p.text }
 func (p *plainError) Unwrap() error { return p.error }
 
+// between is what BuildKit's layers put before an error: their own steps, ids
+// of their cache, and the address of a request whose host the error names.
+var between = regexp.MustCompile(`failed to compute cache key: |failed to calculate checksum of ref \S+: |failed to resolve source metadata for \S+: |failed to do request: [A-Z][a-z]+ "[^"]*": `)
+
 func plain(err error) error {
 	text := err.Error()
 	for _, p := range []string{"failed to solve: ", "failed to call info: ", "rpc error: code = " + grpcerrors.Code(err).String() + " desc = ", grpcerrors.Code(err).String() + ": "} {
 		text = strings.TrimPrefix(text, p)
 	}
-	// The kinds of the engine's errors, which the words before say already.
-	for _, kind := range []error{errdefs.ErrUnavailable, errdefs.ErrNotFound, errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrNotImplemented} {
+	if !strings.HasPrefix(text, `process "`) { // which quotes the Dockerfile
+		text = between.ReplaceAllString(text, "")
+	}
+	// The kinds of the engine's errors, which the words before say already; "not
+	// found" stays, because BuildKit says of a secret or a file nothing else.
+	for _, kind := range []error{errdefs.ErrUnavailable, errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrNotImplemented} {
 		text = strings.TrimSuffix(text, ": "+kind.Error())
 	}
 	return &plainError{err, text}
