@@ -235,15 +235,25 @@ func (s *session) realm(c *challenge) (*url.URL, error) {
 	return u, nil
 }
 
-// loginHint says what a refused login means.
+// hintedError is a refused login whose meaning is said.
+type hintedError struct {
+	error
+	meaning string
+}
+
+func (e *hintedError) Error() string { return fmt.Sprintf("%v (%s)", e.error, e.meaning) }
+func (e *hintedError) Unwrap() error { return e.error }
+
+// loginHint says once what a refused login means.
 func (s *session) loginHint(err error) error {
-	if !errdefs.IsUnauthorized(err) && !errdefs.IsPermissionDenied(err) {
+	var said *hintedError
+	if errors.As(err, &said) || !errdefs.IsUnauthorized(err) && !errdefs.IsPermissionDenied(err) {
 		return err
 	}
 	if s.cred.None() {
-		return fmt.Errorf("%w (no credentials were given: log in first)", err)
+		return &hintedError{err, "no credentials were given: log in first"}
 	}
-	return fmt.Errorf("%w (wrong user name, password or token)", err)
+	return &hintedError{err, "wrong user name, password or token"}
 }
 
 // Login finds out whether a registry accepts credentials. Where its token

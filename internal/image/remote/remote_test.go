@@ -163,7 +163,7 @@ func TestTokens(t *testing.T) {
 	}
 	// Wrong password, and nobody.
 	_, err := repo(t, c, hostOf(s.registry), Credentials{Username: "ada", Password: "wrong"}).Manifest(ctx, "latest")
-	if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), "wrong user name") || !strings.Contains(err.Error(), "incorrect username") {
+	if !errdefs.IsUnauthorized(err) || strings.Count(err.Error(), "wrong user name") != 1 || !strings.Contains(err.Error(), "incorrect username") {
 		t.Errorf("wrong password: %v", err)
 	}
 	if _, err := repo(t, c, hostOf(s.registry), Credentials{}).Manifest(ctx, "latest"); err != nil {
@@ -173,7 +173,7 @@ func TestTokens(t *testing.T) {
 	if err != nil || got != "again" || s.asked[len(s.asked)-1].Get("offline_token") != "true" {
 		t.Errorf("login: %q %v %v", got, err, s.asked[len(s.asked)-1])
 	}
-	if _, err := c.Login(ctx, hostOf(s.registry), Credentials{Username: "ada", Password: "wrong"}); !errdefs.IsUnauthorized(err) {
+	if _, err := c.Login(ctx, hostOf(s.registry), Credentials{Username: "ada", Password: "wrong"}); !errdefs.IsUnauthorized(err) || strings.Count(err.Error(), "wrong user name") != 1 {
 		t.Errorf("login with a wrong password: %v", err)
 	}
 	// What a token server can send wrong.

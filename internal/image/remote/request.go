@@ -153,6 +153,9 @@ func (s *session) try(ctx context.Context, c call) (*http.Response, error) {
 				err = statusError(at.Host, resp)
 			}
 			discard(resp)
+			if err != nil && c.same {
+				return nil, err
+			}
 			if err != nil {
 				return nil, s.loginHint(err)
 			}
@@ -176,8 +179,8 @@ func (s *session) try(ctx context.Context, c call) (*http.Response, error) {
 			if d, ok := parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()); ok && again(code) {
 				return nil, &retryAfter{serr, d}
 			}
-			if at.Host != s.host {
-				return nil, serr
+			if at.Host != s.host || c.same {
+				return nil, serr // whoever asks a token server knows what it was asked with
 			}
 			return nil, s.loginHint(serr)
 		}
