@@ -16,8 +16,15 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Every command has a description, and its flags fit together.
+// Every command has a description, and its flags fit together. Some are
+// programs of their own, which explain themselves; they stand in $PROA_BIN, else
+// in bin/ of this checkout.
 func TestEveryCommandExplainsItself(t *testing.T) {
+	bin := os.Getenv("PROA_BIN")
+	if bin == "" {
+		bin, _ = filepath.Abs("../../bin")
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	var out bytes.Buffer
 	a := &app{in: os.Stdin, out: &out, err: &out}
 	var walk func(c *cobra.Command, path []string)
