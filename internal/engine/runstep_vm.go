@@ -18,6 +18,7 @@ import (
 
 	"proa/internal/image"
 	"proa/internal/isolation"
+	"proa/internal/isolation/vm/machine"
 	"proa/internal/rootfs"
 	"proa/internal/shim"
 	"proa/internal/sys"
@@ -219,12 +220,30 @@ func (r *StepRun) fetchMount(ctx context.Context, c *stepCopy) error {
 	}
 	defer os.Remove(spool.Name())
 	defer spool.Close()
-	if err := r.sh.Files(ctx, &rootfs.Request{Op: rootfs.OpLayer, Mount: r.number(c)}, nil, spool); err != nil {
-		return err
+	// What a guest says of itself is not believed: it cannot have written more
+	// than its disk holds.
+	out := &bounded{w: spool, left: machine.DefaultDisk}
+	if err := r.sh.Files(ctx, &rootfs.Request{Op: rootfs.OpLayer, Mount: r.number(c)}, nil, out); err != nil {
+		return errors.Join(err, out.err)
 	}
 	if _, err := spool.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
 	tree := rootfs.Tree{Root: c.files}
 	return tree.Apply(ctx, spool)
+}
+
+// bounded is a writer that takes so many bytes and refuses all that follow.
+type bounded struct {
+	w    io.Writer
+	left int64
+	err  error // that it refused
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if b.left -= int64(len(p)); b.left < 0 {
+		b.err = fmt.Errorf("the guest sends more than its disk can hold: %w", errdefs.ErrResourceExhausted)
+		return 0, b.err
+	}
+	return b.w.Write(p)
 }

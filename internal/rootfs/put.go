@@ -215,6 +215,9 @@ func (p *put) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
 			}
 			_ = f.Close()
 		}
+		if len(p.times) >= maxNames {
+			return fmt.Errorf("there are more than %d directories: %w", maxNames, errdefs.ErrResourceExhausted)
+		}
 		p.times = append(p.times, dirTime{p.at(path.Join(dir, base)), m})
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		if h.Size > maxSparse && isSparse(h) {
