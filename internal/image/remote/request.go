@@ -75,7 +75,7 @@ type exhausted struct {
 	times int
 }
 
-func (e *exhausted) Error() string { return fmt.Sprintf("%v (tried %d times)", e.error, e.times) }
+func (e *exhausted) Error() string { return fmt.Sprintf("tried %d times: %v", e.times, e.error) }
 func (e *exhausted) Unwrap() error { return e.error }
 
 // tooOften tells an error that trying again has not mended.
