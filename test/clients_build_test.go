@@ -120,7 +120,7 @@ func TestDockerClientsBuild(t *testing.T) {
 	if err := json.Unmarshal(text, &said); err != nil || !strings.HasSuffix(said.Name, "by/load:latest") || said.Digest == "" {
 		t.Errorf("metadata %s (%v)", text, err)
 	}
-	if got := e.MustDocker("image", "inspect", "-f", "{{.RepoTags}}", said.Digest); got != "[by/load:latest]" {
+	if got := e.MustDocker("image", "inspect", "-f", "{{.RepoTags}}", said.Digest); !strings.Contains(got, "by/load:latest") {
 		t.Errorf("--metadata-file says %s, and that is %s", said.Digest, got)
 	}
 	buildx("--output", "type=tar,dest="+filepath.Join(out, "root.tar"))

@@ -114,6 +114,9 @@ func TestKilledWhileBuilding(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM bb\nRUN head -c 4000000 /dev/zero >/zero\nCOPY . /src\nRUN cat /src/* >/all && sleep 0.1\nRUN rm -r /src && echo end >/end\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	// With a builder that runs, as it does at the end.
+	e.MustProa("build", "-q", "-t", "first", dir)
+	e.MustDocker("rmi", "first")
 	before := e.Traces()
 	killedDuringBuild(t, e, "built:latest", func(s *proatest.Saved) error {
 		if s.Files["/end"] == nil || s.Files["/src"] != nil || s.Files["/zero"] == nil || s.Files["/zero"].Size != 4000000 || len(s.DiffIDs) != 5 {
