@@ -25,6 +25,7 @@ import (
 
 	"proa/internal/builder"
 	"proa/internal/engine"
+	"proa/internal/failure"
 	"proa/internal/image"
 	"proa/internal/image/remote"
 	"proa/internal/isolation"
@@ -208,7 +209,7 @@ func (s *Server) handle(do handler) http.HandlerFunc {
 		if status >= 500 {
 			s.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 		}
-		writeError(w, status, words(err), code)
+		writeError(w, status, failure.Words(err), code)
 	}
 }
 
@@ -245,21 +246,6 @@ func statusOf(err error) (status, exitCode int) {
 		return http.StatusUnauthorized, 0
 	}
 	return http.StatusInternalServerError, 0
-}
-
-// words are what a client reads: the error without the word for its kind at its
-// end, which the status says already.
-func words(err error) string {
-	text := err.Error()
-	for _, kind := range []error{
-		errdefs.ErrNotFound, errdefs.ErrInvalidArgument, errdefs.ErrConflict, errdefs.ErrAlreadyExists, errdefs.ErrFailedPrecondition,
-		errdefs.ErrNotImplemented, errdefs.ErrUnavailable, errdefs.ErrPermissionDenied, errdefs.ErrUnauthenticated,
-	} {
-		if errors.Is(err, kind) {
-			text = strings.TrimSuffix(text, ": "+kind.Error())
-		}
-	}
-	return text
 }
 
 // badRequest is a request that could not be read.

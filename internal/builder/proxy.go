@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"proa/internal/failure"
 	"proa/internal/isolation"
 )
 
@@ -139,8 +140,7 @@ func (f *followed) Read(b []byte) (int, error) {
 	if n > 0 || err == nil || errors.Is(err, io.EOF) || f.ctx.Err() != nil {
 		return n, err
 	}
-	text := f.p.lost(err).Error()
-	text = strings.TrimSuffix(text, ": "+errdefs.ErrUnavailable.Error())
+	text := failure.Words(f.p.lost(err))
 	line, err := json.Marshal(map[string]any{"error": text, "errorDetail": map[string]string{"message": text}})
 	if err != nil {
 		return 0, err
@@ -373,7 +373,7 @@ func (g *grpcPass) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // grpcText writes an error as gRPC's messages are written in a header:
 // everything but plain ASCII as %XX.
 func grpcText(err error) string {
-	text := strings.TrimSuffix(err.Error(), ": "+errdefs.ErrUnavailable.Error())
+	text := failure.Words(err)
 	var b strings.Builder
 	for i := range len(text) {
 		if c := text[i]; c >= ' ' && c <= '~' && c != '%' {

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
+	"proa/internal/failure"
 )
 
 // buildCmd becomes the program proa-build: the client that talks to BuildKit
@@ -31,7 +32,7 @@ func (a *app) buildCmd() *cobra.Command {
 			}
 			if a.hostFlag = hostIn(args); !slices.Contains(args, "--help") {
 				if _, err := a.client(cmd.Context()); err != nil { // starts an engine where none was chosen
-					return explain(err)
+					return err
 				}
 			}
 			argv := append([]string{"proa-build", "build"}, args...)
@@ -69,7 +70,7 @@ func beside(name string) (string, error) {
 	}
 	p, err := exec.LookPath(name)
 	if err != nil {
-		return "", &hinted{fmt.Errorf("%s is neither beside proa nor on the path", name), "make build puts the programs into bin/"}
+		return "", failure.Hint(fmt.Errorf("%s is neither beside proa nor on the path", name), "make build puts the programs into bin/")
 	}
 	return p, nil
 }

@@ -6,7 +6,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,11 +16,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
+	"proa/internal/failure"
 	"proa/internal/version"
 )
-
-// DefaultHost is where an engine listens unless told otherwise.
-const DefaultHost = "unix:///run/proa/proa.sock"
 
 // app is what every command shares: the streams and the way to the engine.
 type app struct {
@@ -32,30 +29,6 @@ type app struct {
 	cl       *client.Client
 }
 
-// exitError ends the program with a code; a nil err prints nothing more.
-type exitError struct {
-	code int
-	err  error
-}
-
-func (e *exitError) Error() string {
-	if e.err == nil {
-		return fmt.Sprintf("exit status %d", e.code)
-	}
-	return e.err.Error()
-}
-
-func (e *exitError) Unwrap() error { return e.err }
-
-// hinted adds what to try next to an error.
-type hinted struct {
-	err  error
-	hint string
-}
-
-func (h *hinted) Error() string { return h.err.Error() }
-func (h *hinted) Unwrap() error { return h.err }
-
 // Main runs one command line and returns the exit code: 0, the code of the
 // process that was run, 125 when the engine failed a run, 1 for other errors.
 func Main(args []string) int {
@@ -64,24 +37,7 @@ func Main(args []string) int {
 	defer stop()
 	root := a.root()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return 0
-	}
-	code := 1
-	var exit *exitError
-	if errors.As(err, &exit) {
-		code = exit.code
-		if exit.err == nil {
-			return code
-		}
-	}
-	fmt.Fprintf(a.err, "proa: %s\n", strings.TrimRight(err.Error(), "\n"))
-	var h *hinted
-	if errors.As(err, &h) && h.hint != "" {
-		fmt.Fprintf(a.err, "hint: %s\n", h.hint)
-	}
-	return code
+	return failure.Report(a.err, "proa", root.ExecuteContext(ctx))
 }
 
 func (a *app) root() *cobra.Command {
@@ -95,11 +51,11 @@ func (a *app) root() *cobra.Command {
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.PersistentFlags().StringVarP(&a.hostFlag, "host", "H", "", "engine to talk to (default $PROA_HOST, then "+DefaultHost+")")
+	root.PersistentFlags().StringVarP(&a.hostFlag, "host", "H", "", "engine to talk to (default $PROA_HOST, then "+client.DefaultHost+")")
 	// Without this cobra takes -h, which is --hostname of a run.
 	root.PersistentFlags().Bool("help", false, "show what a command takes")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return &exitError{125, fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
+		return failure.Exit(125, fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath()))
 	})
 	root.AddCommand(
 		a.runCmd(), a.createCmd(), a.startCmd(), a.stopCmd(), a.restartCmd(), a.killCmd(), a.pauseCmd(), a.unpauseCmd(),
@@ -136,18 +92,17 @@ func explainArgs(cmd *cobra.Command) {
 	}
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		err := fits(cmd, args)
-		var exit *exitError
-		if err == nil || errors.As(err, &exit) {
+		if _, said := failure.Code(err); err == nil || said {
 			return err
 		}
 		words := fmt.Sprintf("%d arguments do", len(args))
 		switch len(args) {
 		case 0:
-			return &hinted{fmt.Errorf("%s: an argument is missing", cmd.CommandPath()), cmd.UseLine()}
+			return failure.Hint(fmt.Errorf("%s: an argument is missing", cmd.CommandPath()), cmd.UseLine())
 		case 1:
 			words = fmt.Sprintf("the argument %q does", args[0])
 		}
-		return &hinted{fmt.Errorf("%s: %s not fit", cmd.CommandPath(), words), cmd.UseLine()}
+		return failure.Hint(fmt.Errorf("%s: %s not fit", cmd.CommandPath(), words), cmd.UseLine())
 	}
 }
 
@@ -159,7 +114,7 @@ func (a *app) host() (host string, chosen bool) {
 	if h := os.Getenv("PROA_HOST"); h != "" {
 		return h, true
 	}
-	return DefaultHost, false
+	return client.DefaultHost, false
 }
 
 // client gives the way to the engine. Where no engine was chosen and none
@@ -188,14 +143,14 @@ func (a *app) each(args []string, do func(string) error) error {
 	failed := false
 	for _, arg := range args {
 		if err := do(arg); err != nil {
-			fmt.Fprintf(a.err, "proa: %v\n", err)
+			failure.Report(a.err, "proa", err)
 			failed = true
 			continue
 		}
 		fmt.Fprintln(a.out, arg)
 	}
 	if failed {
-		return &exitError{code: 1}
+		return failure.Exit(1, nil)
 	}
 	return nil
 }
@@ -205,22 +160,8 @@ func (a *app) withClient(do func(ctx context.Context, c *client.Client, args []s
 	return func(cmd *cobra.Command, args []string) error {
 		c, err := a.client(cmd.Context())
 		if err != nil {
-			return explain(err)
+			return err
 		}
-		return explain(do(cmd.Context(), c, args))
+		return do(cmd.Context(), c, args)
 	}
-}
-
-// explain adds a hint to the errors that people meet.
-func explain(err error) error {
-	var dial *client.DialError
-	if errors.As(err, &dial) {
-		switch {
-		case errors.Is(dial.Err, os.ErrPermission):
-			return &hinted{err, "the engine's socket belongs to root and the group proa; to join it: sudo usermod -aG proa $USER, then log in again"}
-		case errors.Is(dial.Err, os.ErrNotExist), errors.Is(dial.Err, syscall.ECONNREFUSED):
-			return &hinted{err, "start one with: proad -H " + dial.Host}
-		}
-	}
-	return err
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
+	"proa/internal/failure"
 )
 
 func (a *app) commitCmd() *cobra.Command {
@@ -60,7 +61,7 @@ func (a *app) exportCmd() *cobra.Command {
 	cmd.Flags().StringVarP(&output, "output", "o", "", "file to write instead of standard output")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		if output == "" && isStdoutTerminal(a.out) {
-			return &hinted{errors.New("cannot export: standard output is a terminal"), "proa export -o FILE CONTAINER, or proa export CONTAINER > FILE"}
+			return failure.Hint(errors.New("cannot export: standard output is a terminal"), "proa export -o FILE CONTAINER, or proa export CONTAINER > FILE")
 		}
 		r, err := c.ContainerExport(ctx, args[0])
 		if err != nil {

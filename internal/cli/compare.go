@@ -17,6 +17,7 @@ import (
 
 	"proa/internal/client"
 	"proa/internal/compare"
+	"proa/internal/failure"
 )
 
 func (a *app) compareCmd() *cobra.Command {
@@ -31,7 +32,7 @@ prints one table and one sentence. Every figure is measured in these runs. Nothi
 		Example: "  proa compare IMAGE -- sh -c 'make -j2'\n  proa compare --runs 9 --memory 1g --cpus 1 IMAGE -- ./bench",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return &exitError{125, &hinted{errors.New("no image given"), "proa compare [flags] IMAGE [-- COMMAND]; `proa images` lists what is here"}}
+				return failure.Exit(125, failure.Hint(errors.New("no image given"), "proa compare [flags] IMAGE [-- COMMAND]; `proa images` lists what is here"))
 			}
 			return nil
 		},
@@ -39,29 +40,29 @@ prints one table and one sentence. Every figure is measured in these runs. Nothi
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
 		o.Image, o.Command = args[0], args[1:]
 		if o.Memory, err = units.RAMInBytes(memory); err != nil || o.Memory <= 0 {
-			return &exitError{125, fmt.Errorf("cannot read --memory %q: it must be a size such as 128m or 2g", memory)}
+			return failure.Exit(125, fmt.Errorf("cannot read --memory %q: it must be a size such as 128m or 2g", memory))
 		}
 		switch {
 		case o.Runs < 1:
-			return &exitError{125, fmt.Errorf("cannot compare with --runs %d: at least one run is needed", o.Runs)}
+			return failure.Exit(125, fmt.Errorf("cannot compare with --runs %d: at least one run is needed", o.Runs))
 		case o.CPUs < 0:
-			return &exitError{125, fmt.Errorf("cannot compare with --cpus %v: it must not be negative", o.CPUs)}
+			return failure.Exit(125, fmt.Errorf("cannot compare with --cpus %v: it must not be negative", o.CPUs))
 		case format != "table" && format != "json":
-			return &exitError{125, fmt.Errorf("cannot print --format %q: it must be table or json", format)}
+			return failure.Exit(125, fmt.Errorf("cannot print --format %q: it must be table or json", format))
 		}
 		for _, host := range against {
 			c, err := client.New(host)
 			if err != nil {
-				return &exitError{125, err}
+				return failure.Exit(125, err)
 			}
 			o.Against = append(o.Against, c)
 		}
 		c, err := a.client(cmd.Context())
 		if err != nil {
-			return &exitError{125, explain(err)}
+			return failure.Exit(125, err)
 		}
 		if err := a.imageForCompare(cmd.Context(), c, o.Image); err != nil {
-			return &exitError{125, explain(err)}
+			return failure.Exit(125, err)
 		}
 		return a.compare(cmd.Context(), c, o, format)
 	}
@@ -109,7 +110,7 @@ func (a *app) compare(ctx context.Context, c *client.Client, o compare.Options, 
 	show.clear()
 	switch {
 	case errors.Is(err, errInterrupted):
-		return &exitError{130, err}
+		return failure.Exit(130, err)
 	case err != nil:
 		return startFailed(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
+	"proa/internal/failure"
 )
 
 // many is a command that does one thing to each named container.
@@ -22,7 +23,7 @@ func (a *app) many(use, short string, do func(context.Context, *client.Client, s
 	return &cobra.Command{
 		Use: use + " CONTAINER...", Short: short, Args: cobra.MinimumNArgs(1),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-			return a.each(args, func(id string) error { return explain(do(ctx, c, id)) })
+			return a.each(args, func(id string) error { return do(ctx, c, id) })
 		}),
 	}
 }
@@ -44,7 +45,7 @@ func (a *app) startCmd() *cobra.Command {
 		}
 		c, err := a.client(cmd.Context())
 		if err != nil {
-			return explain(err)
+			return err
 		}
 		return a.attachTo(context.WithoutCancel(cmd.Context()), c, args[0], interactive, true, "ctrl-p,ctrl-q", true)
 	}
@@ -59,7 +60,7 @@ func (a *app) attachCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(cmd.Context())
 			if err != nil {
-				return explain(err)
+				return err
 			}
 			return a.attachTo(context.WithoutCancel(cmd.Context()), c, args[0], !noStdin, false, keys, sigProxy)
 		},
@@ -78,10 +79,10 @@ func (a *app) attachTo(ctx context.Context, c *client.Client, id string, stdin, 
 	}
 	info, err := c.ContainerInspect(ctx, id)
 	if err != nil {
-		return explain(err)
+		return err
 	}
 	if !start && !info.State.Running {
-		return &hinted{fmt.Errorf("cannot attach to %q: it is not running", id), "proa start -a " + id}
+		return failure.Hint(fmt.Errorf("cannot attach to %q: it is not running", id), "proa start -a "+id)
 	}
 	s := &session{
 		app: a, c: c, tty: info.Config.Tty, keys: keys,
@@ -90,7 +91,7 @@ func (a *app) attachTo(ctx context.Context, c *client.Client, id string, stdin, 
 	}
 	conn, err := c.ContainerAttach(ctx, info.ID, s.stdin, true, true, false)
 	if err != nil {
-		return explain(err)
+		return err
 	}
 	defer conn.Close()
 	cond := container.WaitConditionNotRunning
@@ -102,7 +103,7 @@ func (a *app) attachTo(ctx context.Context, c *client.Client, id string, stdin, 
 	}
 	wait, err := c.ContainerWait(ctx, info.ID, cond)
 	if err != nil {
-		return explain(err)
+		return err
 	}
 	if sigProxy {
 		defer a.forwardSignals(func(sig string) { _ = c.ContainerKill(ctx, info.ID, sig) }, s.tty)()
@@ -128,7 +129,7 @@ func (a *app) attachTo(ctx context.Context, c *client.Client, id string, stdin, 
 		return err
 	}
 	if r.StatusCode != 0 {
-		return &exitError{code: int(r.StatusCode)}
+		return failure.Exit(int(r.StatusCode), nil)
 	}
 	return nil
 }
@@ -230,7 +231,7 @@ func (a *app) waitCmd() *cobra.Command {
 				fmt.Fprintln(a.out, r.StatusCode)
 			}
 			if failed {
-				return &exitError{code: 1}
+				return failure.Exit(1, nil)
 			}
 			return nil
 		}),

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
+	"proa/internal/failure"
 )
 
 // copying is one run of cp.
@@ -143,7 +144,7 @@ func (o *copying) out(ctx context.Context, id, src, dst string) error {
 	}
 	if dst == "-" {
 		if isStdoutTerminal(o.a.out) {
-			return &hinted{errors.New("cannot copy: standard output is a terminal"), "redirect it, or name a local path instead of -"}
+			return failure.Hint(errors.New("cannot copy: standard output is a terminal"), "redirect it, or name a local path instead of -")
 		}
 	}
 	body, st, err := o.c.ContainerGet(ctx, id, src)

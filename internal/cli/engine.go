@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"proa/internal/client"
+	"proa/internal/failure"
 )
 
 // engineLog is where an engine that the command line started writes.
@@ -25,19 +26,19 @@ const engineLog = "/run/proa/proad.log"
 // outlives this command (--own-cgroup takes it out of ours as well). It
 // returns when the engine answers.
 func startEngine(ctx context.Context, c *client.Client, errw io.Writer) error {
-	_, path, _ := strings.Cut(DefaultHost, "://")
+	_, path, _ := strings.Cut(client.DefaultHost, "://")
 	conn, err := net.Dial("unix", path)
 	if err == nil {
 		return conn.Close()
 	}
 	if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
-		return &client.DialError{Host: DefaultHost, Err: err}
+		return &client.DialError{Host: client.DefaultHost, Err: err}
 	}
 	if os.Geteuid() != 0 {
-		return &hinted{
-			&client.DialError{Host: DefaultHost, Err: err},
+		return failure.Hint(
+			&client.DialError{Host: client.DefaultHost, Err: err},
 			"no engine runs, and only root can start one: sudo proad, or sudo proa ...",
-		}
+		)
 	}
 	bin, err := engineBinary()
 	if err != nil {
@@ -78,7 +79,7 @@ func startEngine(ctx context.Context, c *client.Client, errw io.Writer) error {
 		}
 		err = fmt.Errorf("cannot start the engine: %v%s", err, logTail(from))
 	}
-	return &hinted{err, "its log is " + engineLog + "; `proa doctor` says what this host lacks"}
+	return failure.Hint(err, "its log is "+engineLog+"; `proa doctor` says what this host lacks")
 }
 
 // engineBinary finds proad beside this program, else on the path.
@@ -90,7 +91,7 @@ func engineBinary() (string, error) {
 	}
 	p, err := exec.LookPath("proad")
 	if err != nil {
-		return "", &hinted{errors.New("cannot start an engine: proad is neither beside proa nor on the path"), "make build puts the programs into bin/"}
+		return "", failure.Hint(errors.New("cannot start an engine: proad is neither beside proa nor on the path"), "make build puts the programs into bin/")
 	}
 	return p, nil
 }

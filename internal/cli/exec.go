@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
+	"proa/internal/failure"
 )
 
 func (a *app) execCmd() *cobra.Command {
@@ -36,14 +37,14 @@ func (a *app) execCmd() *cobra.Command {
 		ctx := context.WithoutCancel(cmd.Context())
 		c, err := a.client(ctx)
 		if err != nil {
-			return explain(err)
+			return err
 		}
 		keys, err := parseDetachKeys(detachKeys)
 		if err != nil {
 			return err
 		}
 		if r.Tty && interactive && !detach && !isTerminal(a.in) {
-			return &hinted{errors.New("cannot give a terminal: standard input is not one"), "leave out -t"}
+			return failure.Hint(errors.New("cannot give a terminal: standard input is not one"), "leave out -t")
 		}
 		for _, f := range envFile {
 			more, err := readEnvFile(f)
@@ -100,16 +101,16 @@ func (a *app) exec(ctx context.Context, c *client.Client, id string, r *containe
 		return fmt.Errorf("cannot learn how the process ended: %w", err)
 	}
 	if state.ExitCode != nil && *state.ExitCode != 0 {
-		return &exitError{code: *state.ExitCode}
+		return failure.Exit(*state.ExitCode, nil)
 	}
 	return nil
 }
 
 // startFailedExec is startFailed with 1 instead of 125, as docker exec ends.
 func startFailedExec(err error) error {
-	var e *exitError
-	if errors.As(startFailed(err), &e) && e.code == 125 {
-		e.code = 1
+	failed := startFailed(err)
+	if code, _ := failure.Code(failed); code == 125 {
+		return failure.Exit(1, err)
 	}
-	return e
+	return failed
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
+	"proa/internal/failure"
 )
 
 func (a *app) imagesCmd() *cobra.Command {
@@ -99,7 +100,7 @@ func (a *app) loadCmd() *cobra.Command {
 				defer f.Close()
 				in = f
 			} else if isTerminal(a.in) {
-				return &hinted{errors.New("cannot load: standard input is a terminal"), "proa load -i FILE, or proa load < FILE"}
+				return failure.Hint(errors.New("cannot load: standard input is a terminal"), "proa load -i FILE, or proa load < FILE")
 			}
 			return c.ImageLoad(ctx, in, func(p client.Progress) {
 				if p.Stream != "" && !quiet {
@@ -119,7 +120,7 @@ func (a *app) saveCmd() *cobra.Command {
 		Use: "save IMAGE...", Short: "Write images to an archive that is both a docker archive and an OCI layout", Args: cobra.MinimumNArgs(1),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			if output == "" && isStdoutTerminal(a.out) {
-				return &hinted{errors.New("cannot save: standard output is a terminal"), "proa save -o FILE IMAGE, or proa save IMAGE > FILE"}
+				return failure.Hint(errors.New("cannot save: standard output is a terminal"), "proa save -o FILE IMAGE, or proa save IMAGE > FILE")
 			}
 			r, err := c.ImageSave(ctx, args)
 			if err != nil {
@@ -230,7 +231,7 @@ func (a *app) rmiCmd() *cobra.Command {
 				}
 			}
 			if failed {
-				return &exitError{code: 1}
+				return failure.Exit(1, nil)
 			}
 			return nil
 		}),
@@ -319,7 +320,7 @@ func (a *app) pruneCmd(what string, do func(context.Context, *client.Client, cli
 		Use: "prune", Short: "Remove all " + what, Args: cobra.NoArgs,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 			if !force && !a.ask("This removes all "+what+". Go on?") {
-				return &hinted{errors.New("nothing was removed"), "answer y, or give -f where nobody can answer"}
+				return failure.Hint(errors.New("nothing was removed"), "answer y, or give -f where nobody can answer")
 			}
 			f, err := parseFilters(filters)
 			if err != nil {

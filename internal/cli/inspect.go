@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
+	"proa/internal/failure"
 )
 
 func (a *app) inspectCmd() *cobra.Command { return a.inspectOf("", "inspect") }
@@ -39,7 +40,7 @@ func (a *app) inspectOf(only, use string) *cobra.Command {
 				return err
 			}
 			if failed {
-				return &exitError{code: 1}
+				return failure.Exit(1, nil)
 			}
 			return nil
 		}),

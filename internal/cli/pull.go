@@ -15,6 +15,7 @@ import (
 
 	"proa/internal/cli/credentials"
 	"proa/internal/client"
+	"proa/internal/failure"
 )
 
 // authFor gives the credentials for the registry of an image's name.
@@ -29,7 +30,7 @@ func (a *app) authFor(ctx context.Context, named reference.Named) (registry.Auth
 func parseRef(ref string) (reference.Named, error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, &hinted{fmt.Errorf("invalid image name %q: %w", ref, err), "a name looks like busybox, busybox:1.36 or registry:5000/team/app:v1"}
+		return nil, failure.Hint(fmt.Errorf("invalid image name %q: %w", ref, err), "a name looks like busybox, busybox:1.36 or registry:5000/team/app:v1")
 	}
 	return named, nil
 }
@@ -102,7 +103,7 @@ func loginHint(err error, named reference.Named) error {
 		if host == "docker.io" {
 			host = ""
 		}
-		return &hinted{err, strings.TrimSpace("proa login " + host)}
+		return failure.Hint(err, strings.TrimSpace("proa login "+host))
 	}
 	return err
 }
@@ -126,7 +127,7 @@ func (a *app) pushCmd() *cobra.Command {
 				named = reference.TagNameOnly(named)
 			}
 			if _, ok := named.(reference.Digested); ok {
-				return &hinted{errors.New("cannot push to a digest"), "give the image a tag: proa tag " + args[0] + " " + reference.FamiliarName(named) + ":TAG"}
+				return failure.Hint(errors.New("cannot push to a digest"), "give the image a tag: proa tag "+args[0]+" "+reference.FamiliarName(named)+":TAG")
 			}
 			auth, err := a.authFor(ctx, named)
 			if err != nil {
@@ -173,7 +174,7 @@ func (a *app) loginCmd() *cobra.Command {
 		case stdin && password != "":
 			return errors.New("use either --password or --password-stdin")
 		case stdin && user == "":
-			return &hinted{errors.New("--password-stdin needs a user name"), "proa login -u NAME --password-stdin " + address}
+			return failure.Hint(errors.New("--password-stdin needs a user name"), "proa login -u NAME --password-stdin "+address)
 		case password != "":
 			fmt.Fprintln(a.err, "warning: other users of this host can see a password on the command line; --password-stdin hides it")
 		}
@@ -226,7 +227,7 @@ func (a *app) loginCmd() *cobra.Command {
 
 func (a *app) askUser(before string) (string, error) {
 	if !isTerminal(a.in) {
-		return "", &hinted{errors.New("cannot ask for a user name: standard input is not a terminal"), "proa login -u NAME --password-stdin REGISTRY < FILE"}
+		return "", failure.Hint(errors.New("cannot ask for a user name: standard input is not a terminal"), "proa login -u NAME --password-stdin REGISTRY < FILE")
 	}
 	if before != "" {
 		fmt.Fprintf(a.err, "Username (%s): ", before)
@@ -248,7 +249,7 @@ func (a *app) askUser(before string) (string, error) {
 
 func (a *app) askPassword() (string, error) {
 	if !isTerminal(a.in) {
-		return "", &hinted{errors.New("cannot ask for a password: standard input is not a terminal"), "proa login -u NAME --password-stdin REGISTRY < FILE"}
+		return "", failure.Hint(errors.New("cannot ask for a password: standard input is not a terminal"), "proa login -u NAME --password-stdin REGISTRY < FILE")
 	}
 	fmt.Fprint(a.err, "Password: ")
 	b, err := term.ReadPassword(int(a.in.Fd()))

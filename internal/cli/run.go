@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
+	"proa/internal/failure"
 )
 
 func (a *app) createCmd() *cobra.Command {
@@ -25,7 +26,7 @@ func (a *app) createCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(cmd.Context())
 			if err != nil {
-				return explain(err)
+				return err
 			}
 			id, err := a.create(cmd, c, &f, args)
 			if err != nil {
@@ -51,7 +52,7 @@ func (a *app) runCmd() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := a.client(cmd.Context())
 		if err != nil {
-			return &exitError{125, explain(err)}
+			return failure.Exit(125, err)
 		}
 		return a.run(cmd, c, &f, args, detach, sigProxy, detachKeys)
 	}
@@ -64,7 +65,7 @@ func (a *app) runCmd() *cobra.Command {
 
 func needImage(_ *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return &exitError{125, &hinted{errors.New("no image given"), "proa run [flags] IMAGE [COMMAND]; `proa images` lists what is here"}}
+		return failure.Exit(125, failure.Hint(errors.New("no image given"), "proa run [flags] IMAGE [COMMAND]; `proa images` lists what is here"))
 	}
 	return nil
 }
@@ -73,19 +74,19 @@ func needImage(_ *cobra.Command, args []string) error {
 func (a *app) create(cmd *cobra.Command, c *client.Client, f *runFlags, args []string) (string, error) {
 	cfg, host, net, err := f.parse(cmd.Flags(), args)
 	if err != nil {
-		return "", &exitError{125, err}
+		return "", failure.Exit(125, err)
 	}
 	if len(f.attach) > 0 {
 		cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr = slices.Contains(f.attach, "stdin"), slices.Contains(f.attach, "stdout"), slices.Contains(f.attach, "stderr")
 	}
 	if f.cidfile != "" {
 		if _, err := os.Stat(f.cidfile); err == nil {
-			return "", &exitError{125, fmt.Errorf("cannot write the id: %q exists already, maybe of another run", f.cidfile)}
+			return "", failure.Exit(125, fmt.Errorf("cannot write the id: %q exists already, maybe of another run", f.cidfile))
 		}
 	}
 	if f.pull == "always" {
 		if err := a.pullFor(cmd.Context(), c, f, cfg.Image); err != nil {
-			return "", &exitError{125, explain(err)}
+			return "", failure.Exit(125, err)
 		}
 	}
 	made, err := c.ContainerCreate(cmd.Context(), f.name, f.platform, cfg, host, net)
@@ -99,16 +100,16 @@ func (a *app) create(cmd *cobra.Command, c *client.Client, f *runFlags, args []s
 	}
 	if err != nil {
 		if client.IsNotFound(err) && f.pull == "never" {
-			err = &hinted{err, "leave out --pull never to fetch it from its registry, or bring it with `proa load -i FILE`; `proa images` lists what is here"}
+			err = failure.Hint(err, "leave out --pull never to fetch it from its registry, or bring it with `proa load -i FILE`; `proa images` lists what is here")
 		}
-		return "", &exitError{125, explain(err)}
+		return "", failure.Exit(125, err)
 	}
 	for _, w := range made.Warnings {
 		fmt.Fprintln(a.err, "warning:", w)
 	}
 	if f.cidfile != "" {
 		if err := os.WriteFile(f.cidfile, []byte(made.ID), 0o644); err != nil {
-			return "", &exitError{125, fmt.Errorf("cannot write the id: %w", err)}
+			return "", failure.Exit(125, fmt.Errorf("cannot write the id: %w", err))
 		}
 	}
 	return made.ID, nil
@@ -141,14 +142,14 @@ func familiarTag(image string) string {
 func (a *app) run(cmd *cobra.Command, c *client.Client, f *runFlags, args []string, detach, sigProxy bool, detachKeys string) error {
 	ctx := context.WithoutCancel(cmd.Context())
 	if detach && len(f.attach) > 0 {
-		return &exitError{125, errors.New("cannot use -d together with -a")}
+		return failure.Exit(125, errors.New("cannot use -d together with -a"))
 	}
 	keys, err := parseDetachKeys(detachKeys)
 	if err != nil {
-		return &exitError{125, err}
+		return failure.Exit(125, err)
 	}
 	if f.tty && f.interactive && !detach && !isTerminal(a.in) {
-		return &exitError{125, &hinted{errors.New("cannot give a terminal: standard input is not one"), "leave out -t"}}
+		return failure.Exit(125, failure.Hint(errors.New("cannot give a terminal: standard input is not one"), "leave out -t"))
 	}
 	id, err := a.create(cmd, c, f, args)
 	if err != nil {
@@ -174,7 +175,7 @@ func (a *app) run(cmd *cobra.Command, c *client.Client, f *runFlags, args []stri
 	}
 	conn, err := c.ContainerAttach(ctx, id, s.stdin, s.stdout, s.stderr, false)
 	if err != nil {
-		return &exitError{125, err}
+		return failure.Exit(125, err)
 	}
 	defer conn.Close()
 	cond := container.WaitConditionNextExit
@@ -183,13 +184,13 @@ func (a *app) run(cmd *cobra.Command, c *client.Client, f *runFlags, args []stri
 	}
 	wait, err := c.ContainerWait(ctx, id, cond)
 	if err != nil {
-		return &exitError{125, err}
+		return failure.Exit(125, err)
 	}
 	if sigProxy {
 		defer a.forwardSignals(func(sig string) { _ = c.ContainerKill(ctx, id, sig) }, f.tty)()
 	}
 	if err := s.begin(conn); err != nil {
-		return &exitError{125, err}
+		return failure.Exit(125, err)
 	}
 	defer s.restore()
 	if err := c.ContainerStart(ctx, id); err != nil {
@@ -206,17 +207,17 @@ func (a *app) run(cmd *cobra.Command, c *client.Client, f *runFlags, args []stri
 		return nil
 	}
 	if err != nil {
-		return &exitError{125, fmt.Errorf("the connection to the container broke: %w", err)}
+		return failure.Exit(125, fmt.Errorf("the connection to the container broke: %w", err))
 	}
 	r, err := wait()
 	if err != nil {
-		return &exitError{125, fmt.Errorf("cannot learn how the container ended: %w", err)}
+		return failure.Exit(125, fmt.Errorf("cannot learn how the container ended: %w", err))
 	}
 	if r.Error != nil && r.Error.Message != "" {
-		return &exitError{125, errors.New(r.Error.Message)}
+		return failure.Exit(125, errors.New(r.Error.Message))
 	}
 	if r.StatusCode != 0 {
-		return &exitError{code: int(r.StatusCode)}
+		return failure.Exit(int(r.StatusCode), nil)
 	}
 	return nil
 }
@@ -229,5 +230,5 @@ func startFailed(err error) error {
 	if errors.As(err, &api) && api.ExitCode != 0 {
 		code = api.ExitCode
 	}
-	return &exitError{code, explain(err)}
+	return failure.Exit(code, err)
 }

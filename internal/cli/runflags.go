@@ -19,6 +19,8 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"github.com/spf13/pflag"
+
+	"proa/internal/failure"
 )
 
 // runFlags are the flags that run and create share, by Docker's names.
@@ -344,7 +346,7 @@ func (f *runFlags) ports(cfg *container.Config, host *container.HostConfig) erro
 	}
 	for _, p := range f.publish {
 		bad := func(why string) error {
-			return &hinted{fmt.Errorf("cannot read -p %q: %s", p, why), "examples: 8080:80, 127.0.0.1:8080:80, 53:53/udp, 80"}
+			return failure.Hint(fmt.Errorf("cannot read -p %q: %s", p, why), "examples: 8080:80, 127.0.0.1:8080:80, 53:53/udp, 80")
 		}
 		spec, proto, _ := strings.Cut(p, "/")
 		var ip netip.Addr

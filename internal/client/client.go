@@ -15,7 +15,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -43,6 +45,9 @@ func IsNotFound(err error) bool {
 	return errors.As(err, &e) && e.Status == http.StatusNotFound
 }
 
+// DefaultHost is where an engine listens unless told otherwise.
+const DefaultHost = "unix:///run/proa/proa.sock"
+
 // DialError says that no engine answers at a host.
 type DialError struct {
 	Host string
@@ -56,6 +61,17 @@ func (e *DialError) Error() string {
 
 // Unwrap gives the reason.
 func (e *DialError) Unwrap() error { return e.Err }
+
+// Hint says how to get through, or how to get an engine.
+func (e *DialError) Hint() string {
+	switch {
+	case errors.Is(e.Err, os.ErrPermission):
+		return "the engine's socket belongs to root and the group proa; to join it: sudo usermod -aG proa $USER, then log in again"
+	case errors.Is(e.Err, os.ErrNotExist), errors.Is(e.Err, syscall.ECONNREFUSED):
+		return "start one with: proad -H " + e.Host
+	}
+	return ""
+}
 
 // New makes a client for a host such as unix:///run/proa/proa.sock or
 // tcp://127.0.0.1:2375. It does not connect.

@@ -28,6 +28,7 @@ import (
 	"proa/internal/builder"
 	"proa/internal/engine"
 	"proa/internal/event"
+	"proa/internal/failure"
 	"proa/internal/image"
 	"proa/internal/image/remote"
 	"proa/internal/isolation"
@@ -64,23 +65,17 @@ func Main(args []string) int {
 	case errors.Is(err, pflag.ErrHelp):
 		return 0
 	case err != nil:
-		fmt.Fprintln(os.Stderr, "proad:", err)
-		return 1
+		return failure.Report(os.Stderr, "proad", err)
 	case cfg.Version:
 		fmt.Println("proad version", version.Version)
 		return 0
 	}
 	if err := sys.PrivateMounts(); err != nil {
-		fmt.Fprintln(os.Stderr, "proad:", err)
-		return 1
+		return failure.Report(os.Stderr, "proad", err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := Run(ctx, cfg); err != nil {
-		fmt.Fprintln(os.Stderr, "proad:", err)
-		return 1
-	}
-	return 0
+	return failure.Report(os.Stderr, "proad", Run(ctx, cfg))
 }
 
 // Run serves until ctx ends. Containers go on running after it. The process

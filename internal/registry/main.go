@@ -23,6 +23,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"proa/internal/failure"
 	"proa/internal/registry/store"
 	"proa/internal/sys"
 	"proa/internal/version"
@@ -55,11 +56,7 @@ func Main(args []string) int {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(serveCmd(), gcCmd(), checkCmd(), htpasswdCmd())
 	root.SetArgs(args[1:])
-	if err := root.Execute(); err != nil {
-		fmt.Fprintln(os.Stderr, "proa registry:", err)
-		return 1
-	}
-	return 0
+	return failure.Report(os.Stderr, "proa registry", root.Execute())
 }
 
 // serveFlags are the flags of serve.

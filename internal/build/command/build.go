@@ -11,7 +11,6 @@ import (
 	"os"
 	"regexp"
 	"strings"
-	"syscall"
 
 	"github.com/containerd/console"
 	"github.com/containerd/errdefs"
@@ -27,10 +26,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	proaclient "proa/internal/client"
+	"proa/internal/failure"
 )
-
-// defaultHost is where an engine listens unless told otherwise.
-const defaultHost = "unix:///run/proa/proa.sock"
 
 // IsolationHeader tells the engine behind which wall the RUN steps of a
 // session or a build run.
@@ -46,7 +43,7 @@ func (a *app) build(ctx context.Context, args []string) error {
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return &hinted{fmt.Errorf("build needs one context (a directory, a URL, or - for standard input), and %d were given", len(args)), "proa build -t NAME ."}
+				return failure.Hint(fmt.Errorf("build needs one context (a directory, a URL, or - for standard input), and %d were given", len(args)), "proa build -t NAME .")
 			}
 			return a.solve(cmd.Context(), f, args[0])
 		},
@@ -54,7 +51,7 @@ func (a *app) build(ctx context.Context, args []string) error {
 	f.add(cmd.Flags())
 	cmd.Flags().Bool("help", false, "show what build takes")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		return &exitError{125, fmt.Errorf("%w\nSee 'proa build --help'", err)}
+		return failure.Exit(125, fmt.Errorf("%w\nSee 'proa build --help'", err))
 	})
 	parent := &cobra.Command{Use: "proa"}
 	parent.AddCommand(cmd)
@@ -73,7 +70,7 @@ func dial(ctx context.Context, host, isolation string) (*client.Client, error) {
 		return nil, err
 	}
 	if err := c.Do(ctx, http.MethodGet, "/_ping", nil, nil, nil); err != nil {
-		return nil, explainDial(err)
+		return nil, err
 	}
 	header := http.Header{}
 	if isolation != "" {
@@ -142,21 +139,6 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 	return a.finish(f, resp.ExporterResponse)
 }
 
-// explainDial adds a hint to the errors of an engine that does not answer.
-func explainDial(err error) error {
-	var dial *proaclient.DialError
-	if !errors.As(err, &dial) {
-		return err
-	}
-	switch {
-	case errors.Is(dial.Err, os.ErrPermission):
-		return &hinted{dial, "the engine's socket belongs to root and the group proa; to join it: sudo usermod -aG proa $USER, then log in again"}
-	case errors.Is(dial.Err, os.ErrNotExist), errors.Is(dial.Err, syscall.ECONNREFUSED):
-		return &hinted{dial, "start one with: proad -H " + dial.Host}
-	}
-	return dial
-}
-
 // reachable asks for the builder's version, so that an engine without a
 // builder is told from a build that fails.
 func reachable(ctx context.Context, c *client.Client) error {
@@ -178,7 +160,7 @@ func (a *app) display(f *buildFlags) (progressui.Display, error) {
 	}
 	d, err := progressui.NewDisplay(out, mode)
 	if err != nil {
-		return d, &hinted{fmt.Errorf("cannot show progress as %q: %w", f.progress, err), "auto, plain, tty, quiet and rawjson are known; tty needs a terminal"}
+		return d, failure.Hint(fmt.Errorf("cannot show progress as %q: %w", f.progress, err), "auto, plain, tty, quiet and rawjson are known; tty needs a terminal")
 	}
 	return d, nil
 }
@@ -186,14 +168,14 @@ func (a *app) display(f *buildFlags) (progressui.Display, error) {
 // failed gives a failure the lines of the Dockerfile that it is about, and a hint.
 func (a *app) failed(ctx context.Context, f *buildFlags, src *source, err error) error {
 	if ctx.Err() != nil {
-		return &exitError{130, errors.New("the build was cancelled")}
+		return failure.Exit(130, errors.New("the build was cancelled"))
 	}
 	for _, s := range solvererrors.Sources(err) {
 		_ = s.Print(a.err)
 	}
 	said := fmt.Errorf("cannot build: %w", plain(err))
 	if hint := hintFor(ctx, f, src, err); hint != "" {
-		return &hinted{said, hint}
+		return failure.Hint(said, hint)
 	}
 	return said
 }
@@ -235,7 +217,7 @@ func (a *app) finish(f *buildFlags, resp map[string]string) error {
 	}
 	if f.iidfile != "" {
 		if id == "" {
-			return &hinted{errors.New("cannot write --iidfile: the build made no image"), "leave --output out, or make it type=image"}
+			return failure.Hint(errors.New("cannot write --iidfile: the build made no image"), "leave --output out, or make it type=image")
 		}
 		if err := os.WriteFile(f.iidfile, []byte(id), 0o644); err != nil {
 			return fmt.Errorf("cannot write --iidfile: %w", err)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"proa/internal/build/tarfs"
+	"proa/internal/failure"
 )
 
 // source is what a build is made from: file systems that the builder may read,
@@ -78,10 +79,10 @@ func (a *app) openContext(ctx context.Context, f *buildFlags, where string) (_ *
 	}
 	st, err := os.Stat(where)
 	if err != nil {
-		return nil, &hinted{fmt.Errorf("cannot use the context %q: %w", where, err), "the last argument is the directory with the files to build from, usually ."}
+		return nil, failure.Hint(fmt.Errorf("cannot use the context %q: %w", where, err), "the last argument is the directory with the files to build from, usually .")
 	}
 	if !st.IsDir() {
-		return nil, &hinted{fmt.Errorf("cannot use the context %q: it is not a directory", where), "a Dockerfile is named with -f: proa build -f " + where + " ."}
+		return nil, failure.Hint(fmt.Errorf("cannot use the context %q: it is not a directory", where), "a Dockerfile is named with -f: proa build -f "+where+" .")
 	}
 	files, err := fsutil.NewFS(where)
 	if err != nil {
@@ -104,10 +105,10 @@ func (a *app) openContext(ctx context.Context, f *buildFlags, where string) (_ *
 		}
 	}
 	if err != nil {
-		return nil, &hinted{fmt.Errorf("cannot read the Dockerfile: %w", err), nearDockerfile(where)}
+		return nil, failure.Hint(fmt.Errorf("cannot read the Dockerfile: %w", err), nearDockerfile(where))
 	}
 	if st.IsDir() {
-		return nil, &hinted{fmt.Errorf("cannot read the Dockerfile: %q is a directory", file), "-f names a file"}
+		return nil, failure.Hint(fmt.Errorf("cannot read the Dockerfile: %q is a directory", file), "-f names a file")
 	}
 	dir, err := fsutil.NewFS(filepath.Dir(file))
 	if err != nil {
@@ -143,10 +144,10 @@ func nearDockerfile(dir string) string {
 // stdin reads an archive, or a Dockerfile without any files, from in.
 func (s *source) stdin(ctx context.Context, in *os.File, f *buildFlags) error {
 	if f.file == "-" {
-		return &hinted{errors.New("context and Dockerfile cannot both come from standard input"), "put the Dockerfile into the archive"}
+		return failure.Hint(errors.New("context and Dockerfile cannot both come from standard input"), "put the Dockerfile into the archive")
 	}
 	if term.IsTerminal(int(in.Fd())) {
-		return &hinted{errors.New("nothing is piped in"), "proa build - < Dockerfile, or tar c . | proa build -"}
+		return failure.Hint(errors.New("nothing is piped in"), "proa build - < Dockerfile, or tar c . | proa build -")
 	}
 	r := bufio.NewReaderSize(in, 64<<10)
 	head, err := r.Peek(512)
@@ -154,7 +155,7 @@ func (s *source) stdin(ctx context.Context, in *os.File, f *buildFlags) error {
 		return fmt.Errorf("cannot read standard input: %w", err)
 	}
 	if len(head) == 0 {
-		return &hinted{errors.New("standard input is empty"), "proa build - < Dockerfile, or tar c . | proa build -"}
+		return failure.Hint(errors.New("standard input is empty"), "proa build - < Dockerfile, or tar c . | proa build -")
 	}
 	if !tarfs.IsArchive(head) {
 		if err := s.dockerfileFrom(r); err != nil {
@@ -209,13 +210,13 @@ func (s *source) named(list []string) error {
 	for _, v := range list {
 		name, to, ok := strings.Cut(v, "=")
 		if !ok || name == "" || to == "" {
-			return &hinted{fmt.Errorf("invalid --build-context %q", v), "--build-context NAME=PATH"}
+			return failure.Hint(fmt.Errorf("invalid --build-context %q", v), "--build-context NAME=PATH")
 		}
 		switch {
 		case strings.HasPrefix(to, "docker-image://"), strings.HasPrefix(to, "target:"), isRemote(to):
 			s.attrs["context:"+name] = to
 		case strings.HasPrefix(to, "oci-layout://"):
-			return &hinted{fmt.Errorf("invalid --build-context %q: OCI layouts are not supported", v), "load the layout, then NAME=docker-image://IMAGE"}
+			return failure.Hint(fmt.Errorf("invalid --build-context %q: OCI layouts are not supported", v), "load the layout, then NAME=docker-image://IMAGE")
 		default:
 			st, err := os.Stat(to)
 			if err == nil && !st.IsDir() {

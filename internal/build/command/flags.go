@@ -26,6 +26,8 @@ import (
 	"golang.org/x/term"
 
 	"proa/internal/build/wire"
+	proaclient "proa/internal/client"
+	"proa/internal/failure"
 )
 
 // buildFlags are the flags of `proa build`, docker's names where docker has them.
@@ -41,7 +43,7 @@ type buildFlags struct {
 
 func (f *buildFlags) add(s *pflag.FlagSet) {
 	s.SortFlags = false
-	s.StringVarP(&f.host, "host", "H", "", "engine to talk to (default $PROA_HOST, then "+defaultHost+")")
+	s.StringVarP(&f.host, "host", "H", "", "engine to talk to (default $PROA_HOST, then "+proaclient.DefaultHost+")")
 	s.StringArrayVarP(&f.tags, "tag", "t", nil, "name of the image, can be repeated: NAME or NAME:TAG")
 	s.StringVarP(&f.file, "file", "f", "", "Dockerfile (default PATH/Dockerfile; - for standard input)")
 	s.StringArrayVar(&f.args, "build-arg", nil, "value of an ARG: NAME=VALUE, or NAME to take it from the environment")
@@ -89,7 +91,7 @@ func (f *buildFlags) engine() string {
 	if h := os.Getenv("PROA_HOST"); h != "" {
 		return h
 	}
-	return defaultHost
+	return proaclient.DefaultHost
 }
 
 // pairs adds NAME=VALUE lists to attrs with a prefix.
@@ -97,7 +99,7 @@ func pairs(attrs map[string]string, prefix, flag string, list []string) error {
 	for _, kv := range list {
 		k, v, ok := strings.Cut(kv, "=")
 		if k == "" || !ok {
-			return &hinted{fmt.Errorf("invalid %s %q", flag, kv), flag + " NAME=VALUE"}
+			return failure.Hint(fmt.Errorf("invalid %s %q", flag, kv), flag+" NAME=VALUE")
 		}
 		attrs[prefix+k] = v
 	}
@@ -107,12 +109,12 @@ func pairs(attrs map[string]string, prefix, flag string, list []string) error {
 // solveOpt makes BuildKit's request of the flags.
 func (f *buildFlags) solveOpt(src *source) (*client.SolveOpt, error) {
 	if f.squash {
-		return nil, &hinted{errors.New("--squash is not supported"), "layers are flat files here, so squashing saves nothing; leave it out"}
+		return nil, failure.Hint(errors.New("--squash is not supported"), "layers are flat files here, so squashing saves nothing; leave it out")
 	}
 	switch f.isolation {
 	case "", "default", "container", "vm":
 	default:
-		return nil, &hinted{fmt.Errorf("unknown isolation %q", f.isolation), "container and vm are known"}
+		return nil, failure.Hint(fmt.Errorf("unknown isolation %q", f.isolation), "container and vm are known")
 	}
 	attrs := map[string]string{"image-resolve-mode": pb.AttrImageResolveModePreferLocal}
 	opt := &client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: attrs, LocalMounts: src.mounts, SharedKey: src.key}
@@ -122,7 +124,7 @@ func (f *buildFlags) solveOpt(src *source) (*client.SolveOpt, error) {
 	for _, kv := range f.args {
 		k, v, ok := strings.Cut(kv, "=")
 		if k == "" {
-			return nil, &hinted{fmt.Errorf("invalid --build-arg %q", kv), "--build-arg NAME=VALUE"}
+			return nil, failure.Hint(fmt.Errorf("invalid --build-arg %q", kv), "--build-arg NAME=VALUE")
 		}
 		if !ok {
 			if v, ok = os.LookupEnv(k); !ok {
@@ -151,7 +153,7 @@ func (f *buildFlags) solveOpt(src *source) (*client.SolveOpt, error) {
 	if list := split(f.platforms); len(list) > 0 {
 		for _, p := range list {
 			if _, err := platforms.Parse(p); err != nil {
-				return nil, &hinted{fmt.Errorf("invalid --platform %q: %w", p, err), "--platform linux/amd64"}
+				return nil, failure.Hint(fmt.Errorf("invalid --platform %q: %w", p, err), "--platform linux/amd64")
 			}
 		}
 		attrs["platform"] = strings.Join(list, ",")
@@ -164,18 +166,18 @@ func (f *buildFlags) solveOpt(src *source) (*client.SolveOpt, error) {
 		attrs["force-network-mode"] = "host"
 		opt.AllowedEntitlements = append(opt.AllowedEntitlements, entitlements.EntitlementNetworkHost.String())
 	default:
-		return nil, &hinted{fmt.Errorf("network %q is not supported in a build", f.network), "default, none and host are"}
+		return nil, failure.Hint(fmt.Errorf("network %q is not supported in a build", f.network), "default, none and host are")
 	}
 	for _, e := range f.allow {
 		if _, _, err := entitlements.Parse(e); err != nil {
-			return nil, &hinted{fmt.Errorf("invalid --allow %q: %w", e, err), "network.host and security.insecure are known"}
+			return nil, failure.Hint(fmt.Errorf("invalid --allow %q: %w", e, err), "network.host and security.insecure are known")
 		}
 		opt.AllowedEntitlements = append(opt.AllowedEntitlements, e)
 	}
 	if f.shmSize != "" {
 		n, err := units.RAMInBytes(f.shmSize)
 		if err != nil {
-			return nil, &hinted{fmt.Errorf("invalid --shm-size %q: %w", f.shmSize, err), "--shm-size 64m"}
+			return nil, failure.Hint(fmt.Errorf("invalid --shm-size %q: %w", f.shmSize, err), "--shm-size 64m")
 		}
 		attrs["shm-size"] = strconv.FormatInt(n, 10)
 	}
@@ -183,7 +185,7 @@ func (f *buildFlags) solveOpt(src *source) (*client.SolveOpt, error) {
 	for _, l := range f.ulimits {
 		u, err := units.ParseUlimit(l)
 		if err != nil {
-			return nil, &hinted{fmt.Errorf("invalid --ulimit %q: %w", l, err), "--ulimit nofile=1024:2048"}
+			return nil, failure.Hint(fmt.Errorf("invalid --ulimit %q: %w", l, err), "--ulimit nofile=1024:2048")
 		}
 		limits = append(limits, u.String())
 	}
@@ -257,10 +259,10 @@ func caches(list []string, flag, mode string) (out []client.CacheOptionsEntry, e
 		case "registry", "local":
 		case "inline":
 			if mode == "" {
-				return nil, &hinted{fmt.Errorf("invalid %s %q", flag, v), "an inline cache is part of an image: --cache-from IMAGE"}
+				return nil, failure.Hint(fmt.Errorf("invalid %s %q", flag, v), "an inline cache is part of an image: --cache-from IMAGE")
 			}
 		default:
-			return nil, &hinted{fmt.Errorf("invalid %s %q: unknown type %q", flag, v, e.Type), "registry, local and inline are known"}
+			return nil, failure.Hint(fmt.Errorf("invalid %s %q: unknown type %q", flag, v, e.Type), "registry, local and inline are known")
 		}
 		if mode != "" && attrs["mode"] == "" {
 			attrs["mode"] = mode
@@ -301,11 +303,11 @@ func (f *buildFlags) exports() ([]client.ExportEntry, error) {
 				e.Type, attrs["push"] = client.ExporterImage, "true"
 			}
 			if dest != "" {
-				return nil, &hinted{fmt.Errorf("invalid --output %q: an image has no file", v), "--output type=oci,dest=FILE writes one"}
+				return nil, failure.Hint(fmt.Errorf("invalid --output %q: an image has no file", v), "--output type=oci,dest=FILE writes one")
 			}
 		case client.ExporterLocal:
 			if dest == "" || dest == "-" {
-				return nil, &hinted{fmt.Errorf("invalid --output %q: the directory is missing", v), "--output type=local,dest=DIR"}
+				return nil, failure.Hint(fmt.Errorf("invalid --output %q: the directory is missing", v), "--output type=local,dest=DIR")
 			}
 			e.OutputDir = dest
 		case client.ExporterTar, client.ExporterOCI, client.ExporterDocker:
@@ -314,10 +316,10 @@ func (f *buildFlags) exports() ([]client.ExportEntry, error) {
 				break
 			}
 			if dest == "" && e.Type != client.ExporterTar {
-				return nil, &hinted{fmt.Errorf("invalid --output %q: the file is missing", v), "--output type=" + e.Type + ",dest=FILE"}
+				return nil, failure.Hint(fmt.Errorf("invalid --output %q: the file is missing", v), "--output type="+e.Type+",dest=FILE")
 			}
 			if (dest == "-" || dest == "") && term.IsTerminal(int(os.Stdout.Fd())) {
-				return nil, &hinted{errors.New("an archive is not written to a terminal"), "redirect it, or --output type=" + e.Type + ",dest=FILE"}
+				return nil, failure.Hint(errors.New("an archive is not written to a terminal"), "redirect it, or --output type="+e.Type+",dest=FILE")
 			}
 			e.Output = func(map[string]string) (io.WriteCloser, error) {
 				if dest == "-" || dest == "" {
@@ -326,7 +328,7 @@ func (f *buildFlags) exports() ([]client.ExportEntry, error) {
 				return os.Create(dest)
 			}
 		default:
-			return nil, &hinted{fmt.Errorf("invalid --output %q: unknown type %q", v, e.Type), "image, oci, docker, tar, local and cacheonly are known"}
+			return nil, failure.Hint(fmt.Errorf("invalid --output %q: unknown type %q", v, e.Type), "image, oci, docker, tar, local and cacheonly are known")
 		}
 		out = append(out, e)
 	}
@@ -352,12 +354,12 @@ func (f *buildFlags) exports() ([]client.ExportEntry, error) {
 			}
 			named = true
 			if e.Attrs[string(exptypes.OptKeyPush)] == "true" && e.Attrs[string(exptypes.OptKeyName)] == "" {
-				return nil, &hinted{errors.New("an image without a name cannot be pushed"), "-t REGISTRY/NAME:TAG"}
+				return nil, failure.Hint(errors.New("an image without a name cannot be pushed"), "-t REGISTRY/NAME:TAG")
 			}
 		}
 	}
 	if f.push && !named {
-		return nil, &hinted{errors.New("--push needs an image, and --output makes none"), "--output type=image as well"}
+		return nil, failure.Hint(errors.New("--push needs an image, and --output makes none"), "--output type=image as well")
 	}
 	return out, nil
 }
@@ -376,14 +378,14 @@ func (f *buildFlags) attachables(a *app) ([]session.Attachable, error) {
 		}
 		p, err := sshprovider.NewSSHAgentProvider(conf)
 		if err != nil {
-			return nil, &hinted{fmt.Errorf("cannot forward --ssh: %w", err), "an agent needs $SSH_AUTH_SOCK; a key is given as --ssh default=FILE"}
+			return nil, failure.Hint(fmt.Errorf("cannot forward --ssh: %w", err), "an agent needs $SSH_AUTH_SOCK; a key is given as --ssh default=FILE")
 		}
 		out = append(out, p)
 	}
 	if len(f.secrets) > 0 {
 		p, err := buildctl.ParseSecret(f.secrets)
 		if err != nil {
-			return nil, &hinted{fmt.Errorf("cannot use --secret: %w", err), "--secret id=NAME,src=FILE or --secret id=NAME,env=VARIABLE"}
+			return nil, failure.Hint(fmt.Errorf("cannot use --secret: %w", err), "--secret id=NAME,src=FILE or --secret id=NAME,env=VARIABLE")
 		}
 		out = append(out, p)
 	}
@@ -400,7 +402,7 @@ func (f *buildFlags) hosts(ctx context.Context, c *client.Client, opt *client.So
 			name, addr, ok = strings.Cut(h, ":")
 		}
 		if !ok || name == "" || addr == "" {
-			return &hinted{fmt.Errorf("invalid --add-host %q", h), "--add-host NAME:ADDRESS"}
+			return failure.Hint(fmt.Errorf("invalid --add-host %q", h), "--add-host NAME:ADDRESS")
 		}
 		if addr == "host-gateway" {
 			workers, err := c.ListWorkers(ctx)
@@ -412,7 +414,7 @@ func (f *buildFlags) hosts(ctx context.Context, c *client.Client, opt *client.So
 				addr = w.Labels[wire.GatewayLabel]
 			}
 			if addr == "" {
-				return &hinted{errors.New("the engine has no gateway for host-gateway"), "give the address: --add-host " + name + ":ADDRESS"}
+				return failure.Hint(errors.New("the engine has no gateway for host-gateway"), "give the address: --add-host "+name+":ADDRESS")
 			}
 		}
 		lines = append(lines, name+"="+strings.Trim(addr, "[]"))

@@ -17,6 +17,7 @@ import (
 
 	"proa/internal/build"
 	"proa/internal/build/wire"
+	"proa/internal/failure"
 )
 
 const (
@@ -32,7 +33,7 @@ func serve(ctx context.Context) error {
 	setup := os.NewFile(wire.Setup, "setup")
 	cfg, err := wire.Read(setup)
 	if err != nil {
-		return &hinted{err, "`proa-build serve` is started by proad; it has no use by hand"}
+		return failure.Hint(err, "`proa-build serve` is started by proad; it has no use by hand")
 	}
 	setup.Close()
 	for _, fd := range []int{wire.Listener, wire.Lifeline} {
