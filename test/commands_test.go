@@ -29,6 +29,8 @@ func TestCommands(t *testing.T) {
 	t.Run("script", func(t *testing.T) {
 		testscript.Run(t, testscript.Params{
 			Dir: filepath.Join("testdata", "script"),
+			// Its own is not removed when -run leaves a script out.
+			WorkdirRoot: t.TempDir(),
 			Setup: func(env *testscript.Env) error {
 				env.Setenv("PATH", proatest.Bin(t)+string(filepath.ListSeparator)+os.Getenv("PATH"))
 				env.Setenv("PROA_HOST", e.Host)

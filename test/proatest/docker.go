@@ -1,11 +1,14 @@
 package proatest
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -77,13 +80,7 @@ exec %[2]s --data-root %[1]s/data --exec-root /run/docker -H unix://%[1]s/docker
 		if err := os.RemoveAll(dir); err != nil {
 			t.Errorf("cannot remove %s: %v", dir, err)
 		}
-		// The groups that dockerd made for its containers are its own, and empty.
-		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-			groups, _ := filepath.Glob(pattern + d.Netns)
-			for _, g := range groups {
-				_ = os.Remove(g)
-			}
-		}
+		d.removeGroups()
 	})
 	for end := time.Now().Add(60 * time.Second); d.Docker("version").Code != 0; time.Sleep(50 * time.Millisecond) {
 		select {
@@ -97,6 +94,43 @@ exec %[2]s --data-root %[1]s/data --exec-root /run/docker -H unix://%[1]s/docker
 		t.Fatalf("dockerd does not come up:\n%s", text)
 	}
 	return d
+}
+
+// removeGroups removes dockerd's group from every hierarchy, and those that it
+// and its BuildKit made inside. What was killed leaves its group in a moment.
+func (d *Docker) removeGroups() {
+	var err error
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if err = removeGroups(d.Netns); err == nil || time.Now().After(end) {
+			break
+		}
+	}
+	if err != nil {
+		d.t.Errorf("cannot remove dockerd's control groups: %v", err)
+	}
+}
+
+// removeGroups removes the control groups of that name below the root of every
+// hierarchy, with the groups inside them, which have to be empty.
+func removeGroups(name string) error {
+	var errs []error
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		tops, _ := filepath.Glob(pattern + name)
+		for _, top := range tops {
+			var groups []string
+			err := filepath.WalkDir(top, func(p string, e fs.DirEntry, err error) error {
+				if err == nil && e.IsDir() {
+					groups = append(groups, p)
+				}
+				return err
+			})
+			for _, g := range slices.Backward(groups) {
+				err = errors.Join(err, os.Remove(g))
+			}
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Host is the address of its API.

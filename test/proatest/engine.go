@@ -162,22 +162,23 @@ func tools(t testing.TB) string {
 func New(t testing.TB, opts ...Option) *Engine {
 	t.Helper()
 	NeedRoot(t)
+	n := seq.Add(1)
+	e := &Engine{
+		t: t, bin: Bin(t), kernel: Kernel(t), // what may be missing, before anything is made
+		Netns: fmt.Sprintf("proa-%d-%d", os.Getpid(), n), Cgroup: fmt.Sprintf("proa-test-%d-%d", os.Getpid(), n),
+	}
+	t.Cleanup(e.cleanup)
 	dir, err := os.MkdirTemp("", "proa-test-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := seq.Add(1)
-	e := &Engine{
-		t: t, Dir: dir, DataRoot: filepath.Join(dir, "data"), ExecRoot: execRoot(t), bin: Bin(t),
-		Netns: fmt.Sprintf("proa-%d-%d", os.Getpid(), n), Cgroup: fmt.Sprintf("proa-test-%d-%d", os.Getpid(), n),
-	}
-	e.kernel = Kernel(t)
+	e.Dir, e.DataRoot = dir, filepath.Join(dir, "data")
+	e.ExecRoot = execRoot(t)
 	e.Socket = filepath.Join(dir, "proa.sock")
 	e.Host = "unix://" + e.Socket
 	for _, o := range opts {
 		o(e)
 	}
-	t.Cleanup(e.cleanup)
 	// The CLI's configuration is the engine's directory: that is where the CLI looks for buildx.
 	if err := os.Symlink(filepath.Join(tools(t), "cli-plugins"), filepath.Join(dir, "cli-plugins")); err != nil {
 		t.Fatal(err)

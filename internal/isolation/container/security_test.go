@@ -279,7 +279,7 @@ func TestDiesWithItsParent(t *testing.T) {
 	}
 	root := busybox(t)
 	cmd := exec.Command("/proc/self/exe", "-test.run", "^TestDiesWithItsParent$")
-	cmd.Env = append(os.Environ(), "PROA_TEST_PARENT="+root)
+	cmd.Env = append(os.Environ(), "PROA_TEST_PARENT="+root, "TMPDIR="+t.TempDir()) // what it cannot remove itself
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
