@@ -79,6 +79,8 @@ func (e *Engine) Traces() Traces {
 		}
 		return nil
 	})
+	// A process is this engine's when it names a directory of it, or is one of its programs in its network namespace.
+	home, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", e.Pid()))
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, p := range procs {
 		cmdline, err := os.ReadFile(p + "/cmdline")
@@ -86,7 +88,12 @@ func (e *Engine) Traces() Traces {
 			continue
 		}
 		line := strings.ReplaceAll(string(cmdline), "\x00", " ")
-		if (strings.Contains(line, e.Dir) || strings.Contains(line, e.ExecRoot)) && !strings.Contains(line, "proad") {
+		own := strings.Contains(line, e.Dir) || strings.Contains(line, e.ExecRoot)
+		if name, _, _ := strings.Cut(line, " "); strings.HasPrefix(filepath.Base(name), "proa-") {
+			ns, err := os.Readlink(p + "/ns/net")
+			own = own || err == nil && ns == home
+		}
+		if own && !strings.Contains(line, "proad") {
 			add("processes", line)
 		}
 	}
@@ -97,6 +104,11 @@ func (e *Engine) Traces() Traces {
 			}
 			if p == filepath.Join(e.ExecRoot, "image") {
 				return fs.SkipDir
+			}
+			for _, kept := range []string{"build", "build/*", "build/*/build.log"} { // of a builder: its log, which errors name
+				if ok, _ := filepath.Match(filepath.Join(e.ExecRoot, kept), p); ok {
+					return nil
+				}
 			}
 			add("files", p)
 			return nil
