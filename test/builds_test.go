@@ -304,6 +304,17 @@ func (m maker) make(t *testing.T, g *golden) *proatest.Saved {
 	return proatest.ReadSaved(t, file)
 }
 
+// made says what was made, as it stands in the folder: the files in which the
+// image differs from its base, and its configuration.
+func (g *golden) made(t *testing.T, s, base *proatest.Saved, since time.Time) map[string]string {
+	t.Helper()
+	below := proatest.Tree(nil)
+	if len(s.DiffIDs) > 0 && s.DiffIDs[0] == base.DiffIDs[0] {
+		below = base.Files
+	}
+	return map[string]string{"tree": s.Files.List(below, since), "config": describe(t, s)}
+}
+
 // want reads what is expected: of docker's BuildKit what it is known to make
 // otherwise, if there is such a file.
 func (g *golden) want(t *testing.T, name string, peer bool) string {
@@ -431,12 +442,7 @@ func TestGoldenBuilds(t *testing.T) {
 			t.Parallel()
 			g := loadGolden(t, i, filepath.Dir(p))
 			check := func(m maker, isPeer bool) {
-				s := m.make(t, g)
-				below := proatest.Tree(nil)
-				if len(s.DiffIDs) > 0 && s.DiffIDs[0] == base.DiffIDs[0] {
-					below = base.Files
-				}
-				for name, got := range map[string]string{"tree": s.Files.List(below, since), "config": describe(t, s)} {
+				for name, got := range g.made(t, m.make(t, g), base, since) {
 					if isPeer && *record {
 						g.write(t, name, got)
 					}
