@@ -11,7 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+
+	"proa/internal/xz"
 )
 
 // compression is how a stream is packed.
@@ -33,11 +34,11 @@ var magics = []struct {
 	{gzipped, []byte{0x1f, 0x8b, 0x08}},
 	{zstded, []byte{0x28, 0xb5, 0x2f, 0xfd}},
 	{bzipped, []byte("BZh")},
-	{xzed, []byte{0xfd, '7', 'z', 'X', 'Z', 0}},
+	{xzed, []byte(xz.Magic)},
 }
 
-// maxWindow bounds the memory of a zstd stream: 128 MiB is what `zstd --ultra`
-// without --long can ask for.
+// maxWindow bounds the memory of a zstd or xz stream: 128 MiB is what `zstd
+// --ultra` without --long can ask for, and twice what `xz -9` does.
 const maxWindow = 128 << 20
 
 func sniff(b *bufio.Reader) compression {
@@ -78,10 +79,7 @@ func decompress(r io.Reader) (io.ReadCloser, compression, error) {
 	case bzipped:
 		d.r = bzip2.NewReader(b)
 	case xzed:
-		if err := checkXZ(b); err != nil {
-			return nil, kind, err
-		}
-		z, err := xz.NewReader(b)
+		z, err := xz.NewReader(b, maxWindow)
 		if err != nil {
 			return nil, kind, d.judge(err)
 		}
@@ -126,28 +124,14 @@ func (d *decoder) judge(err error) error {
 		return d.src.err
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return io.ErrUnexpectedEOF
+	case errors.Is(err, xz.ErrDictionary):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return fmt.Errorf("the compressed stream is damaged: %w: %w", err, errdefs.ErrInvalidArgument)
 }
 
 func (d *decoder) Close() error {
 	d.close()
-	return nil
-}
-
-// checkXZ reads how large a dictionary the first block asks for: the decoder
-// would allocate whatever the header says, up to 4 GiB.
-func checkXZ(b *bufio.Reader) error {
-	head, _ := b.Peek(64)
-	const block = 12 // bytes of the stream header before it
-	for i := block + 2; i+2 < len(head); i++ {
-		if head[i] == 0x21 && head[i+1] == 1 { // LZMA2 with one byte of properties
-			if bits := head[i+2]; bits > 30 {
-				return fmt.Errorf("cannot read xz stream: it needs a dictionary of more than %d bytes: %w", maxWindow, errdefs.ErrInvalidArgument)
-			}
-			return nil
-		}
-	}
 	return nil
 }
 

@@ -23,13 +23,15 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
-	"github.com/ulikunitz/xz"
+
+	"proa/internal/xz"
 )
 
 // Limits for what an archive may hold.
 const (
 	maxEntries = 4_000_000
 	maxPath    = 4096
+	maxWindow  = 128 << 20 // bytes of memory that a packed stream may ask for
 )
 
 // FS is the file system of one archive. It is safe for concurrent use.
@@ -76,7 +78,7 @@ const (
 )
 
 func packing(head []byte) packed {
-	for p, magic := range map[packed]string{gz: "\x1f\x8b\x08", bz: "BZh", xzip: "\xfd7zXZ\x00", zst: "\x28\xb5\x2f\xfd"} {
+	for p, magic := range map[packed]string{gz: "\x1f\x8b\x08", bz: "BZh", xzip: xz.Magic, zst: "\x28\xb5\x2f\xfd"} {
 		if bytes.HasPrefix(head, []byte(magic)) {
 			return p
 		}
@@ -92,9 +94,9 @@ func unpack(r *bufio.Reader) (io.Reader, error) {
 	case bz:
 		return bzip2.NewReader(r), nil
 	case xzip:
-		return xz.NewReader(r)
+		return xz.NewReader(r, maxWindow)
 	case zst:
-		z, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(256<<20))
+		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, err
 		}
