@@ -48,7 +48,11 @@ func (a *app) diffCmd() *cobra.Command {
 			}
 			letters := map[container.ChangeType]string{container.ChangeModify: "C", container.ChangeAdd: "A", container.ChangeDelete: "D"}
 			for _, f := range list {
-				fmt.Fprintln(a.out, letters[f.Kind], f.Path)
+				path := f.Path
+				if isStdoutTerminal(a.out) {
+					path = failure.Visible(path, "")
+				}
+				fmt.Fprintln(a.out, letters[f.Kind], path)
 			}
 			return nil
 		}),

@@ -224,7 +224,7 @@ func (a *app) waitCmd() *cobra.Command {
 					r, err = wait()
 				}
 				if err != nil {
-					fmt.Fprintf(a.err, "proa: %v\n", err)
+					failure.Report(a.err, "proa", err)
 					failed = true
 					continue
 				}

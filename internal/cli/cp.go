@@ -11,8 +11,10 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -82,6 +84,15 @@ func lastPart(p string) string {
 		return "."
 	}
 	return path.Base(p)
+}
+
+// archiveBase is what the names in the archive of a container's path begin
+// with, by the rule of the engine that writes it.
+func archiveBase(p string) string {
+	if p == "." || strings.HasSuffix(p, "/.") {
+		return "."
+	}
+	return path.Base(path.Join("/", p))
 }
 
 // place is where an archive is unpacked and how its first name is changed to.
@@ -170,26 +181,25 @@ func (o *copying) out(ctx context.Context, id, src, dst string) error {
 		where.name = name
 	}
 	in := &counted{Reader: body}
-	if err := o.unpack(in, lastPart(src), where); err != nil {
+	if err := o.unpack(ctx, in, archiveBase(src), where); err != nil {
 		return fmt.Errorf("cannot copy to %q: %w", dst, err)
 	}
 	o.said(in.n, dst)
 	return nil
 }
 
-// unpack writes an archive below a local directory, which nothing in it can
-// leave: the container is not trusted, and os.Root follows no link outwards.
-func (o *copying) unpack(in io.Reader, base string, where place) error {
+// unpack writes an archive below a local directory. Who wrote it is not
+// trusted: it may be a guest. Only what was asked for is written (CVE-2019-6111):
+// every name begins with base and lies in a directory that the archive has made
+// or entered before, so that no symbolic link, of the archive's or one that was
+// there, leads a name elsewhere (CVE-2018-15664).
+func (o *copying) unpack(ctx context.Context, in io.Reader, base string, where place) error {
 	root, err := os.OpenRoot(where.dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	type dir struct {
-		name string
-		h    *tar.Header
-	}
-	var dirs []dir
+	u := &unpacking{root: root, dir: where.dir, base: base, to: where.name, dirs: map[string]bool{".": true}, warn: o.a.err}
 	for tr := tar.NewReader(in); ; {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -198,46 +208,143 @@ func (o *copying) unpack(in io.Reader, base string, where place) error {
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			return err
 		}
-		name, err := renamed(h.Name, base, where.name)
-		if err != nil {
-			return err
-		}
-		if h.Typeflag == tar.TypeDir {
-			if fi, err := root.Lstat(name); err == nil && !fi.IsDir() {
-				return fmt.Errorf("cannot overwrite non-directory %q with directory %q", filepath.Join(where.dir, name), h.Name)
-			}
-			if err := root.MkdirAll(name, 0o700); err != nil {
-				return err
-			}
-			if name != "." {
-				dirs = append(dirs, dir{name, h})
-			}
-			continue
-		}
-		if err := o.unpackOne(root, name, h, tr, func(target string) (string, error) { return renamed(target, base, where.name) }); err != nil {
+		if err := u.entry(h, &interruptible{ctx, tr}); err != nil {
 			return err
 		}
 	}
-	// Last, because files in them change their times, and they may be read-only.
-	for i := len(dirs) - 1; i >= 0; i-- {
-		if err := finish(root, dirs[i].name, dirs[i].h); err != nil {
+	return u.finishDirs()
+}
+
+// interruptible is a reader that ends with ctx. A hole of a sparse file is as
+// long as its header says, and nothing of it has to arrive.
+type interruptible struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (i *interruptible) Read(p []byte) (int, error) {
+	if i.ctx.Err() != nil {
+		return 0, context.Cause(i.ctx)
+	}
+	return i.r.Read(p)
+}
+
+// unpacking is one archive on its way to a local directory.
+type unpacking struct {
+	root *os.Root
+	dir  string // the root's own name
+	base string
+	to   string // what base is changed to; "" stays
+	dirs map[string]bool
+	done []unpackedDir
+	warn io.Writer
+}
+
+// unpackedDir is a directory whose mode and time are set at the end.
+type unpackedDir struct {
+	name string
+	mode fs.FileMode
+	time time.Time
+}
+
+// local is the local name of an entry, whose directory is known to be one.
+func (u *unpacking) local(name string) (string, error) {
+	local, err := renamed(name, u.base, u.to)
+	if err != nil {
+		return "", err
+	}
+	if !u.dirs[path.Dir(local)] {
+		return "", fmt.Errorf("the archive holds the name %q without a directory that it lies in", name)
+	}
+	return local, nil
+}
+
+func (u *unpacking) entry(h *tar.Header, r io.Reader) error {
+	name, err := u.local(h.Name)
+	if err != nil {
+		return err
+	}
+	old, err := u.root.Lstat(name)
+	exists := err == nil
+	if h.Typeflag == tar.TypeDir {
+		switch {
+		case exists && !old.IsDir():
+			return fmt.Errorf("cannot overwrite non-directory %q with directory %q", filepath.Join(u.dir, name), h.Name)
+		case !exists:
+			if err := u.root.Mkdir(name, 0o700); err != nil {
+				return err
+			}
+		}
+		u.dirs[name] = true
+		if name != "." {
+			u.done = append(u.done, unpackedDir{name, h.FileInfo().Mode(), h.ModTime})
+		}
+		return nil
+	}
+	if exists && old.IsDir() {
+		return fmt.Errorf("cannot overwrite directory %q with non-directory %q", name, h.Name)
+	}
+	target := ""
+	switch h.Typeflag {
+	case tar.TypeReg, tar.TypeSymlink:
+	case tar.TypeLink:
+		if target, err = u.local(h.Linkname); err != nil {
+			return err
+		}
+	default:
+		fmt.Fprintf(u.warn, "proa: left out %q: it is neither a file, a directory nor a link; copy it as a tar with -\n", h.Name)
+		return nil
+	}
+	if exists {
+		if err := u.root.Remove(name); err != nil {
+			return err
+		}
+	}
+	switch h.Typeflag {
+	case tar.TypeSymlink:
+		return u.root.Symlink(h.Linkname, name)
+	case tar.TypeLink:
+		return u.root.Link(target, name)
+	}
+	f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	if err == nil {
+		// It is yours now: "run as its owner" would mean you.
+		err = f.Chmod(h.FileInfo().Mode() & fs.ModePerm)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return u.root.Chtimes(name, h.ModTime, h.ModTime)
+}
+
+// finishDirs comes last, because files in directories change their times, and
+// they may be read-only.
+func (u *unpacking) finishDirs() error {
+	for _, d := range slices.Backward(u.done) {
+		if err := u.root.Chmod(d.name, d.mode&(fs.ModePerm|fs.ModeSetgid|fs.ModeSticky)); err != nil {
+			return err
+		}
+		if err := u.root.Chtimes(d.name, d.time, d.time); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// renamed is the local name of an entry.
+// renamed is the local name of an entry. Only what lies at base may come.
 func renamed(name, base, to string) (string, error) {
 	clean := path.Clean("/" + name)[1:]
-	if to != "" {
-		first, rest, _ := strings.Cut(clean, "/")
-		switch {
-		case base == "." || base == "/":
-			clean = path.Join(to, clean)
-		case first == base:
-			clean = path.Join(to, rest)
-		}
+	switch first, rest, _ := strings.Cut(clean, "/"); {
+	case base == "." || base == "/":
+		clean = path.Join(to, clean)
+	case first != base:
+		return "", fmt.Errorf("the archive holds the name %q, but what was asked for is %q", name, base)
+	case to != "":
+		clean = path.Join(to, rest)
 	}
 	if clean == "" {
 		clean = "."
@@ -246,46 +353,6 @@ func renamed(name, base, to string) (string, error) {
 		return "", fmt.Errorf("the archive holds the name %q, which is outside", name)
 	}
 	return clean, nil
-}
-
-func (o *copying) unpackOne(root *os.Root, name string, h *tar.Header, r io.Reader, local func(string) (string, error)) error {
-	if fi, err := root.Lstat(name); err == nil {
-		if fi.IsDir() {
-			return fmt.Errorf("cannot overwrite directory %q with non-directory %q", name, h.Name)
-		}
-		if err := root.Remove(name); err != nil {
-			return err
-		}
-	}
-	switch h.Typeflag {
-	case tar.TypeReg:
-		f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(f, r)
-		if err := errors.Join(err, f.Close()); err != nil {
-			return err
-		}
-		return finish(root, name, h)
-	case tar.TypeSymlink:
-		return root.Symlink(h.Linkname, name)
-	case tar.TypeLink:
-		target, err := local(h.Linkname)
-		if err != nil {
-			return err
-		}
-		return root.Link(target, name)
-	}
-	fmt.Fprintf(o.a.err, "proa: left out %s: it is neither a file, a directory nor a link; copy it as a tar with -\n", h.Name)
-	return nil
-}
-
-func finish(root *os.Root, name string, h *tar.Header) error {
-	if err := root.Chmod(name, h.FileInfo().Mode()&(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)); err != nil {
-		return err
-	}
-	return root.Chtimes(name, h.ModTime, h.ModTime)
 }
 
 // in copies into a container.

@@ -226,7 +226,7 @@ func (a *app) rmiCmd() *cobra.Command {
 					}
 				}
 				if err != nil {
-					fmt.Fprintf(a.err, "proa: %v\n", err)
+					failure.Report(a.err, "proa", err)
 					failed = true
 				}
 			}

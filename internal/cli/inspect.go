@@ -30,7 +30,7 @@ func (a *app) inspectOf(only, use string) *cobra.Command {
 			for _, name := range args {
 				v, err := inspect(ctx, c, kind, name)
 				if err != nil {
-					fmt.Fprintf(a.err, "proa: %v\n", err)
+					failure.Report(a.err, "proa", err)
 					failed = true
 					continue
 				}

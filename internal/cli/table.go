@@ -10,6 +10,8 @@ import (
 	"time"
 
 	units "github.com/docker/go-units"
+
+	"proa/internal/failure"
 )
 
 // row is one line of a list, by Docker's template keys.
@@ -88,6 +90,13 @@ func printRows(w io.Writer, format string, cols []column, rows []row) error {
 		rows = append([]row{headings}, rows...)
 	}
 	for _, r := range rows {
+		if table { // one value, one cell
+			cells := make(row, len(r))
+			for k, v := range r {
+				cells[k] = failure.Visible(v, "")
+			}
+			r = cells
+		}
 		if err := t.Execute(out, r); err != nil {
 			return fmt.Errorf("cannot apply --format: %w", err)
 		}

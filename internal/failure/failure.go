@@ -105,9 +105,9 @@ func Report(w io.Writer, program string, err error) (code int) {
 			return code
 		}
 	}
-	fmt.Fprintf(w, "%s: %s\n", program, strings.TrimRight(Words(err), "\n"))
+	fmt.Fprintf(w, "%s: %s\n", program, Visible(strings.TrimRight(Words(err), "\n"), "\n\t"))
 	if next := Next(err); next != "" {
-		fmt.Fprintf(w, "hint: %s\n", next)
+		fmt.Fprintf(w, "hint: %s\n", Visible(next, "\n\t"))
 	}
 	return code
 }

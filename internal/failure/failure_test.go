@@ -33,6 +33,7 @@ func TestReport(t *testing.T) {
 		"kinds":               {fmt.Errorf("%w: %w", fmt.Errorf("a: %w", errdefs.ErrDataLoss), errdefs.ErrInvalidArgument), 1, "p: a\n"},
 		"kind with a hint":    {Hint(fmt.Errorf("taken: %w", errdefs.ErrConflict), "rename it"), 1, "p: taken\nhint: rename it\n"},
 		"words, not a kind":   {errors.New("the answer was: unavailable"), 1, "p: the answer was: unavailable\n"},
+		"control characters":  {Hint(errors.New("one\n\x1b[2Jtwo"), "\x07"), 1, "p: one\n" + `\x1b[2Jtwo` + "\nhint: " + `\a` + "\n"},
 		"a kind in the midst": {fmt.Errorf("x: %w: later", errdefs.ErrNotFound), 1, "p: x: not found: later\n"},
 	} {
 		var out strings.Builder
@@ -50,5 +51,22 @@ func TestHintKeepsTheError(t *testing.T) {
 	}
 	if _, ok := Code(cause); ok || Hint(nil, "next") != nil {
 		t.Error("a plain error has no code, and no error no hint")
+	}
+}
+
+func TestVisible(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain é":        "plain é",
+		"\x1b]0;owned\a": `\x1b]0;owned\a`,
+		"a\nb\tc":        `a\nb\tc`,
+		"\u009b31m":      `\u009b31m`,
+		"\x9b31m\xff":    "\ufffd31m\ufffd",
+	} {
+		if got := Visible(in, ""); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+	if got := Visible("a\nb\tc\x1b", "\n\t"); got != "a\nb\tc"+`\x1b` {
+		t.Errorf("what is kept: %q", got)
 	}
 }
