@@ -78,6 +78,10 @@ func (s *Store) scan(ctx context.Context, r io.Reader, ref string) (*archive, er
 		if n >= maxEntries {
 			return nil, fmt.Errorf("the archive has more than %d entries, more than an image archive can need: %w", maxEntries, errdefs.ErrInvalidArgument)
 		}
+		// They are kept until the end of the archive (CWE-770).
+		if len(hdr.Name) > maxName || len(hdr.Linkname) > maxName {
+			return nil, fmt.Errorf("entry %d of the archive has a name of more than %d bytes: %w", n+1, maxName, errdefs.ErrInvalidArgument)
+		}
 		name := strings.TrimPrefix(path.Clean("/"+hdr.Name), "/")
 		switch hdr.Typeflag {
 		case tar.TypeSymlink:

@@ -39,13 +39,14 @@ func chainOf(diffIDs []digest.Digest) digest.Digest {
 	return identity.ChainID(slices.Clone(diffIDs))
 }
 
-// checkJSON refuses documents that are nested beyond reason before a decoder
-// that recurses sees them.
+// checkJSON refuses documents before a decoder sees them that are nested beyond
+// reason, because it recurses, or hold too many values: "{}," has three bytes,
+// and the descriptor that it becomes has more than a hundred (CWE-789).
 func checkJSON(raw []byte) error {
 	if len(raw) > maxJSON {
 		return fmt.Errorf("the document is larger than %d bytes: %w", maxJSON, errdefs.ErrInvalidArgument)
 	}
-	depth, inString, escaped := 0, false, false
+	depth, values, inString, escaped := 0, 0, false, false
 	for _, c := range raw {
 		switch {
 		case escaped:
@@ -55,6 +56,10 @@ func checkJSON(raw []byte) error {
 			inString = c != '"'
 		case c == '"':
 			inString = true
+		case c == ',':
+			if values++; values > maxValues {
+				return fmt.Errorf("the document holds more than %d values: %w", maxValues, errdefs.ErrInvalidArgument)
+			}
 		case c == '{' || c == '[':
 			if depth++; depth > maxDepth {
 				return fmt.Errorf("the document is nested more than %d deep: %w", maxDepth, errdefs.ErrInvalidArgument)

@@ -59,8 +59,10 @@ const namespace = "proa"
 const (
 	maxJSON     = 4 << 20 // bytes of a manifest, a config, an index
 	maxDepth    = 64      // nesting of their JSON
+	maxValues   = 200_000 // in one of them: an index of 10,000 manifests has fewer
 	maxLayers   = 512     // of one image
 	maxEntries  = 20_000  // of one archive
+	maxName     = 4096    // bytes of a name in it
 	defaultMax  = 64 << 30
 	maxBlobSize = 64 << 30
 )
