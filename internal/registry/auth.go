@@ -26,15 +26,15 @@ import (
 // password with every request: one that was right is remembered, as an HMAC
 // under a key that this process made, until the file changes.
 type Passwords struct {
-	path  string
-	log   *slog.Logger
-	slow  chan struct{} // a token for each hash that is computed: guessing takes half the machine at most
-	dummy []byte        // compared for names that do not exist, which then take as long
-	key   [32]byte
+	path string
+	log  *slog.Logger
+	slow chan struct{} // a token for each hash that is computed: guessing takes half the machine at most
+	key  [32]byte
 
 	mu     sync.Mutex
 	stamp  stamp
 	hashes map[string][]byte
+	dummy  []byte              // compared for names that do not exist, which then take as long
 	right  map[string][32]byte // user -> HMAC of the password that was right
 }
 
@@ -56,10 +56,6 @@ func (s stamp) same(o stamp) bool {
 func OpenPasswords(path string, log *slog.Logger) (*Passwords, error) {
 	p := &Passwords{path: path, log: log, slow: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 	_, _ = rand.Read(p.key[:]) // never fails
-	var err error
-	if p.dummy, err = bcrypt.GenerateFromPassword(p.key[:16], bcryptCost); err != nil {
-		return nil, err
-	}
 	if err := p.read(); err != nil {
 		return nil, err
 	}
@@ -80,10 +76,30 @@ func (p *Passwords) read() error {
 	if err != nil {
 		return fmt.Errorf("cannot read the passwords in %q: %w", p.path, err)
 	}
+	dummy, err := dummyFor(hashes)
+	if err != nil {
+		return err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.stamp, p.hashes, p.right = stampOf(fi), hashes, map[string][32]byte{}
+	p.stamp, p.hashes, p.dummy, p.right = stampOf(fi), hashes, dummy, map[string][32]byte{}
 	return nil
+}
+
+// dummyFor gives a hash that costs as much as the dearest of hashes. It is one
+// of them, so that it need not be computed; nobody gets in by it.
+func dummyFor(hashes map[string][]byte) ([]byte, error) {
+	var dearest []byte
+	most := 0
+	for _, h := range hashes {
+		if cost, err := bcrypt.Cost(h); err == nil && cost > most {
+			dearest, most = h, cost
+		}
+	}
+	if dearest == nil {
+		return bcrypt.GenerateFromPassword([]byte("nobody"), bcryptCost)
+	}
+	return dearest, nil
 }
 
 // parsePasswords reads lines of user:hash; empty ones and those that begin
@@ -153,14 +169,14 @@ func (p *Passwords) Check(ctx context.Context, user, password string) bool {
 	sum := [32]byte(mac.Sum(nil))
 	p.mu.Lock()
 	hash, exists := p.hashes[user]
+	if !exists {
+		hash = p.dummy
+	}
 	before := p.stamp
 	known, right := p.right[user]
 	p.mu.Unlock()
 	if right && hmac.Equal(known[:], sum[:]) {
 		return true
-	}
-	if !exists {
-		hash = p.dummy
 	}
 	select {
 	case p.slow <- struct{}{}:

@@ -1,7 +1,7 @@
 package registry
 
 import (
-	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -22,6 +23,11 @@ import (
 const (
 	// manifestLimit is the size of a manifest that every registry takes.
 	manifestLimit = 4 << 20
+	// manifestsAtOnce bounds how many are read and decoded at a time.
+	manifestsAtOnce = 16
+	// valueLimit bounds the JSON of one: "{}," has three bytes, and the
+	// descriptor that it becomes more than a hundred (CWE-789).
+	valueLimit = 200_000
 	// refLimit is how much one manifest may name.
 	refLimit = 10_000
 	// tagLimit is how many tags one push of a manifest may set.
@@ -82,13 +88,19 @@ func (g *Registry) putManifest(w *answer, r *request) error {
 	if r.ContentLength > manifestLimit {
 		return tooLarge
 	}
-	raw, err := io.ReadAll(io.LimitReader(r.source(g.cfg.Stall), manifestLimit+1))
+	done, err := g.mayRead(r)
+	if err != nil {
+		return err
+	}
+	defer done()
+	raw, err := io.ReadAll(io.LimitReader(r.Body, manifestLimit+1))
 	if err != nil {
 		return &problem{status: http.StatusBadRequest, code: codeManifestInvalid, message: "the manifest did not arrive whole", err: err}
 	}
 	if len(raw) > manifestLimit {
 		return tooLarge
 	}
+	_ = r.rc.SetReadDeadline(time.Time{}) // from here on we are the slow ones
 	m, err := readManifest(raw, r.Header.Get("Content-Type"))
 	if err != nil {
 		return &problem{status: http.StatusBadRequest, code: codeManifestInvalid, message: err.Error()}
@@ -115,6 +127,42 @@ func (g *Registry) putManifest(w *answer, r *request) error {
 	return w.nothing(http.StatusCreated)
 }
 
+// mayRead waits for a token to read a manifest, which then has to arrive whole
+// within the stall limit: who sends slowly must not keep others out.
+func (g *Registry) mayRead(r *request) (done func(), err error) {
+	wait := time.NewTimer(g.cfg.Stall)
+	defer wait.Stop()
+	select {
+	case g.reading <- struct{}{}:
+	case <-r.Context().Done():
+		return nil, context.Cause(r.Context())
+	case <-wait.C:
+		return nil, &problem{status: http.StatusTooManyRequests, code: codeTooManyRequests, message: "too many manifests at once: try again"}
+	}
+	_ = r.rc.SetReadDeadline(time.Now().Add(g.cfg.Stall))
+	return func() { <-g.reading }, nil
+}
+
+// tooManyValues says whether a JSON document has more values than limit.
+func tooManyValues(raw []byte, limit int) bool {
+	inString, escaped := false, false
+	for _, c := range raw {
+		switch {
+		case escaped:
+			escaped = false
+		case inString:
+			escaped, inString = c == '\\', c != '"'
+		case c == '"':
+			inString = true
+		case c == ',':
+			if limit--; limit < 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // readManifest reads what the registry must know of a manifest. Docker's
 // second schema has the fields of OCI's where it has them at all.
 func readManifest(raw []byte, contentType string) (m store.Manifest, err error) {
@@ -127,6 +175,9 @@ func readManifest(raw []byte, contentType string) (m store.Manifest, err error) 
 		Manifests     []ocispec.Descriptor `json:"manifests"`
 		Subject       *ocispec.Descriptor  `json:"subject"`
 		Annotations   map[string]string    `json:"annotations"`
+	}
+	if tooManyValues(raw, valueLimit) {
+		return m, fmt.Errorf("the manifest holds more than %d values", valueLimit)
 	}
 	if err := json.Unmarshal(raw, &v); err != nil {
 		return m, fmt.Errorf("the manifest is no JSON of a manifest: %w", err)
@@ -292,29 +343,18 @@ func (g *Registry) referrers(w *answer, r *request) error {
 		return err
 	}
 	artifactType := r.URL.Query().Get("artifactType")
-	list, more, err := g.cfg.Store.Referrers(r.repo, d, artifactType, last, n)
+	list, more, err := g.cfg.Store.Referrers(r.repo, d, artifactType, last, n, manifestLimit-4096)
 	if err != nil {
 		return err
 	}
-	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
-	var size bytes.Buffer
-	for _, desc := range list {
-		if err := json.NewEncoder(&size).Encode(desc); err != nil {
-			return err
-		}
-		if size.Len() > manifestLimit-4096 && len(index.Manifests) > 0 {
-			more = true
-			break
-		}
-		index.Manifests = append(index.Manifests, desc)
-	}
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: list}
 	var also []string
 	if artifactType != "" {
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
 		also = []string{"artifactType", artifactType}
 	}
-	if have := len(index.Manifests); have > 0 {
-		w.next(r, more, n, index.Manifests[have-1].Digest.String(), also...)
+	if have := len(list); have > 0 {
+		w.next(r, more, n, list[have-1].Digest.String(), also...)
 	}
 	return w.json(http.StatusOK, ocispec.MediaTypeImageIndex, index)
 }

@@ -43,6 +43,7 @@ type Config struct {
 type Registry struct {
 	cfg     Config
 	receive chan struct{} // a token for each body that is received
+	reading chan struct{} // a token for each manifest that is read: it is in memory
 	deleted atomic.Bool   // something was, since the last collection
 	wake    chan struct{}
 }
@@ -58,7 +59,7 @@ func New(cfg Config) *Registry {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{cfg: cfg, receive: make(chan struct{}, cfg.MaxReceive), wake: make(chan struct{}, 1)}
+	return &Registry{cfg: cfg, receive: make(chan struct{}, cfg.MaxReceive), reading: make(chan struct{}, manifestsAtOnce), wake: make(chan struct{}, 1)}
 }
 
 // request is one request on its way through the handlers.
@@ -148,6 +149,11 @@ func (g *Registry) ServeHTTP(rw http.ResponseWriter, hr *http.Request) {
 			panic(http.ErrAbortHandler)
 		}
 	}()
+	// A client that is refused may still owe its body, which net/http waits for
+	// (CWE-400).
+	if hr.ContentLength != 0 {
+		_ = r.rc.SetReadDeadline(began.Add(g.cfg.Stall))
+	}
 	err := g.handle(w, r)
 	if err != nil {
 		err = g.refuse(w, r, err)
@@ -373,7 +379,11 @@ func (b *body) Read(p []byte) (int, error) {
 		return 0, errReplaced
 	}
 	n, err := b.r.Read(p)
-	if err != nil && err != io.EOF && b.stopped.Load() {
+	switch {
+	case err == io.EOF:
+		// It has all arrived: from here on we are the slow ones.
+		_ = b.rc.SetReadDeadline(time.Time{})
+	case err != nil && b.stopped.Load():
 		err = errReplaced
 	}
 	return n, err

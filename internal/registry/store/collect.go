@@ -111,31 +111,39 @@ func (s *Store) dropUntagged() (n int, err error) {
 	err = s.db.Update(func(tx *bolt.Tx) error {
 		n = 0
 		keep := map[string]bool{}
-		var mark func(repo string, d digest.Digest) error
-		mark = func(repo string, d digest.Digest) error {
-			k := key(repo, d.String())
-			if keep[k] {
-				return nil
+		// What is marked and not yet gone through: repository and digest. No
+		// recursion, since indexes and referrers can be chained without end.
+		var todo []string
+		mark := func(k string) {
+			if !keep[k] && manifests.Has(tx, k) { // or else a blob
+				keep[k] = true
+				todo = append(todo, k)
 			}
-			m, err := manifests.Get(tx, k)
-			if err != nil {
-				return nil // a blob
-			}
-			keep[k] = true
-			for _, r := range m.Refs {
-				if err := mark(repo, r); err != nil {
-					return err
-				}
-			}
-			return referrers.ForEachPrefix(tx, k+sep, func(rk string, _ struct{}) error {
-				return mark(repo, digest.Digest(lastWord(rk)))
-			})
 		}
 		if err := tags.ForEach(tx, func(k string, d digest.Digest) error {
 			repo, _, _ := strings.Cut(k, sep)
-			return mark(repo, d)
+			mark(key(repo, d.String()))
+			return nil
 		}); err != nil {
 			return err
+		}
+		for len(todo) > 0 {
+			k := todo[len(todo)-1]
+			todo = todo[:len(todo)-1]
+			m, err := manifests.Get(tx, k)
+			if err != nil {
+				return err
+			}
+			repo, _, _ := strings.Cut(k, sep)
+			for _, r := range m.Refs {
+				mark(key(repo, r.String()))
+			}
+			if err := referrers.ForEachPrefix(tx, k+sep, func(rk string, _ struct{}) error {
+				mark(key(repo, lastWord(rk)))
+				return nil
+			}); err != nil {
+				return err
+			}
 		}
 		var dead []string
 		if err := manifests.ForEach(tx, func(k string, _ manifest) error {
@@ -148,7 +156,7 @@ func (s *Store) dropUntagged() (n int, err error) {
 		}
 		for _, k := range dead {
 			repo, d, _ := strings.Cut(k, sep)
-			if err := deleteManifest(tx, repo, digest.Digest(d)); err != nil {
+			if err := deleteUntagged(tx, repo, digest.Digest(d)); err != nil {
 				return err
 			}
 			n++

@@ -1,6 +1,9 @@
 package store
 
 import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -214,8 +217,9 @@ func (s *Store) DeleteBlob(repo string, d digest.Digest) error {
 	})
 }
 
-// PutManifest stores a manifest and points the tags, if there are any, at it. When it returns nil everything is on disk; until then nothing of it can
-// be seen. What it names must be in the repository with the size that it says:
+// PutManifest stores a manifest and points the tags, if there are any, at it.
+// When it returns nil everything is on disk; until then nothing of it can be
+// seen. What it names must be in the repository with the size that it says:
 // *MissingError, or errdefs.ErrInvalidArgument for a size that is another.
 func (s *Store) PutManifest(repo string, m Manifest, tagged ...string) error {
 	s.life.RLock()
@@ -281,15 +285,13 @@ func (s *Store) writeBlob(d digest.Digest, body []byte) error {
 	} else if have {
 		return s.syncDir(blobDir(d)) // somebody else may be only as far as the rename
 	}
-	id, err := s.Begin("")
-	if err != nil {
-		return err
-	}
-	name := uploadName("", id)
-	path := uploadsDir + "/" + name
-	defer s.forget(name)
-	err = func() error {
-		f, err := s.root.OpenFile(path, os.O_WRONLY, 0)
+	// Not one of the uploads that are counted: who begins many must not keep
+	// manifests out. One that a kill leaves is found as an upload and expires.
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails
+	path := uploadsDir + "/" + uploadName("", hex.EncodeToString(id[:]))
+	err := func() error {
+		f, err := s.root.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return err
 		}
@@ -363,10 +365,28 @@ func (s *Store) DeleteTag(repo, tag string) error {
 // DeleteManifest takes a manifest out of a repository, and every tag that
 // points to it. No such manifest is errdefs.ErrNotFound.
 func (s *Store) DeleteManifest(repo string, d digest.Digest) error {
-	return s.db.Update(func(tx *bolt.Tx) error { return deleteManifest(tx, repo, d) })
+	return s.db.Update(func(tx *bolt.Tx) error {
+		var stale []string
+		err := tags.ForEachPrefix(tx, repo+sep, func(k string, to digest.Digest) error {
+			if to == d {
+				stale = append(stale, k)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, k := range stale {
+			if err := tags.Delete(tx, k); err != nil {
+				return err
+			}
+		}
+		return deleteUntagged(tx, repo, d)
+	})
 }
 
-func deleteManifest(tx *bolt.Tx, repo string, d digest.Digest) error {
+// deleteUntagged takes a manifest that no tag points to out of a repository.
+func deleteUntagged(tx *bolt.Tx, repo string, d digest.Digest) error {
 	m, err := manifests.Get(tx, key(repo, d.String()))
 	if errdefs.IsNotFound(err) {
 		return unknownManifest(repo, d)
@@ -374,20 +394,7 @@ func deleteManifest(tx *bolt.Tx, repo string, d digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	var stale []string
-	err = tags.ForEachPrefix(tx, repo+sep, func(k string, to digest.Digest) error {
-		if to == d {
-			stale = append(stale, k)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
 	errs := []error{manifests.Delete(tx, key(repo, d.String())), uses.Delete(tx, key(d.String(), repo, d.String()))}
-	for _, k := range stale {
-		errs = append(errs, tags.Delete(tx, k))
-	}
 	for _, r := range m.Refs {
 		errs = append(errs, uses.Delete(tx, key(r.String(), repo, d.String())))
 	}
@@ -457,9 +464,12 @@ func (s *Store) Repositories(last string, n int) (list []string, more bool, err 
 }
 
 // Referrers lists at most n manifests of a repository whose subject is d,
-// those after last, by digest. A non-empty artifactType lists only those of
-// that type. A subject that nothing refers to has an empty list.
-func (s *Store) Referrers(repo string, d digest.Digest, artifactType, last string, n int) (list []ocispec.Descriptor, more bool, err error) {
+// those after last, by digest, and says whether there are more. A non-empty
+// artifactType lists only those of that type. A subject that nothing refers to
+// has an empty list. The list has at most room bytes as JSON, but one entry if
+// there is any: annotations can be as large as manifests, and all of them
+// together would be the memory of the host.
+func (s *Store) Referrers(repo string, d digest.Digest, artifactType, last string, n, room int) (list []ocispec.Descriptor, more bool, err error) {
 	list = []ocispec.Descriptor{}
 	prefix := key(repo, d.String()) + sep
 	err = s.db.View(func(tx *bolt.Tx) error {
@@ -472,13 +482,18 @@ func (s *Store) Referrers(repo string, d digest.Digest, artifactType, last strin
 			if artifactType != "" && m.ArtifactType != artifactType {
 				return nil
 			}
-			if len(list) == n {
+			desc := ocispec.Descriptor{
+				MediaType: m.MediaType, Digest: digest.Digest(by), Size: m.Size, ArtifactType: m.ArtifactType, Annotations: m.Annotations,
+			}
+			raw, err := json.Marshal(desc)
+			if err != nil {
+				return err
+			}
+			if room -= len(raw) + 1; len(list) == n || len(list) > 0 && room < 0 {
 				more = true
 				return errEnough
 			}
-			list = append(list, ocispec.Descriptor{
-				MediaType: m.MediaType, Digest: digest.Digest(by), Size: m.Size, ArtifactType: m.ArtifactType, Annotations: m.Annotations,
-			})
+			list = append(list, desc)
 			return nil
 		})
 	})

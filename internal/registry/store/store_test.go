@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 var ctx = context.Background()
@@ -371,7 +372,7 @@ func TestLists(t *testing.T) {
 		pushManifest(t, s, "b", fmt.Sprint("ref", i), d, nil)
 	}
 	got := walk(func(last string) (names []string, more bool) {
-		list, more, err := s.Referrers("b", d, "", last, 2)
+		list, more, err := s.Referrers("b", d, "", last, 2, 1<<20)
 		must(t, err)
 		for _, l := range list {
 			names = append(names, l.Digest.String())
@@ -535,4 +536,58 @@ func FuzzNames(f *testing.F) {
 			t.Errorf("digest %q is accepted", s)
 		}
 	})
+}
+
+// A list of referrers takes no more memory than it may, whatever their
+// annotations hold; the rest comes with the next page.
+func TestReferrersHaveRoom(t *testing.T) {
+	s := open(t, t.TempDir(), Config{})
+	d := digest.FromString("subject")
+	for i := range 5 {
+		m := Manifest{MediaType: "application/test", Body: fmt.Append(nil, i), Subject: d, Annotations: map[string]string{"a": strings.Repeat("x", 1000)}}
+		m.Digest = digest.FromBytes(m.Body)
+		must(t, s.PutManifest("a", m))
+	}
+	for room, want := range map[int]int{0: 1, 1500: 1, 2600: 2, 1 << 20: 5} {
+		var all []string
+		last := ""
+		for more := true; more; {
+			var list []ocispec.Descriptor
+			var err error
+			list, more, err = s.Referrers("a", d, "", last, 100, room)
+			must(t, err)
+			if len(list) != min(want, 5-len(all)) {
+				t.Fatalf("room %d: %d at once, want %d", room, len(list), want)
+			}
+			for _, l := range list {
+				last = l.Digest.String()
+				all = append(all, last)
+			}
+		}
+		if len(all) != 5 {
+			t.Errorf("room %d: %d of 5", room, len(all))
+		}
+	}
+}
+
+// A chain of referrers and indexes is followed without recursion, and what no
+// tag leads to is removed without looking at every tag for each of them.
+func TestUntaggedAmongMany(t *testing.T) {
+	s := open(t, t.TempDir(), Config{})
+	kept := pushManifest(t, s, "a", "top", "", []string{"t"})
+	for i := range 50 {
+		kept = pushManifest(t, s, "a", fmt.Sprint("by ", i), kept, nil)
+		kept = pushManifest(t, s, "a", fmt.Sprint("index ", i), "", []string{fmt.Sprint("i", i)}, kept)
+	}
+	for i := range 50 {
+		pushManifest(t, s, "a", fmt.Sprint("loose ", i), "", nil)
+	}
+	c, err := s.Collect(ctx, true)
+	must(t, err)
+	if c.Manifests != 50 {
+		t.Errorf("%d manifests were removed, want the 50 that nothing leads to", c.Manifests)
+	}
+	if _, _, faults, err := s.Verify(false); err != nil || len(faults) > 0 {
+		t.Errorf("%v %v", faults, err)
+	}
 }
