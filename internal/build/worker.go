@@ -44,6 +44,7 @@ const parallelSteps = 16
 // imageWorker is BuildKit's worker whose images become images of the engine.
 type imageWorker struct {
 	*base.Worker
+	images namedImages
 }
 
 func newWorker(ctx context.Context, cfg wire.Config, p Parts, records *metadata.Store) (*imageWorker, error) {
@@ -89,7 +90,7 @@ func newWorker(ctx context.Context, cfg wire.Config, p Parts, records *metadata.
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the builder's worker: %w", err)
 	}
-	return &imageWorker{w}, nil
+	return &imageWorker{w, namedImages{p.Images}}, nil
 }
 
 // gcPolicy bounds the build cache: first what is made again most easily, then

@@ -54,9 +54,29 @@ func Main(args []string) int {
 		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "proa registry"},
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return failure.Hint(err, cmd.CommandPath()+" --help lists the flags")
+	})
+	root.Args = func(_ *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return failure.Hint(fmt.Errorf("unknown command %q", args[0]), "proa registry --help lists the commands")
+		}
+		return nil
+	}
+	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	root.AddCommand(serveCmd(), gcCmd(), checkCmd(), htpasswdCmd())
 	root.SetArgs(args[1:])
 	return failure.Report(os.Stderr, "proa registry", root.Execute())
+}
+
+// takes is the number of arguments that a command needs.
+func takes(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == n {
+			return nil
+		}
+		return failure.Hint(fmt.Errorf("%s takes %d arguments, and %d were given", cmd.Name(), n, len(args)), cmd.UseLine())
+	}
 }
 
 // serveFlags are the flags of serve.
@@ -78,7 +98,7 @@ type serveFlags struct {
 func serveCmd() *cobra.Command {
 	var f serveFlags
 	cmd := &cobra.Command{
-		Use: "serve", Short: "Serve a registry until SIGTERM or Ctrl-C", Args: cobra.NoArgs,
+		Use: "serve", Short: "Serve a registry until SIGTERM or Ctrl-C", Args: takes(0),
 		Long: `Serve a registry (OCI distribution specification 1.1) until SIGTERM or Ctrl-C.
 
 Without TLS it listens on loopback only. Garbage is collected at start, every
@@ -137,7 +157,9 @@ func serve(ctx context.Context, f serveFlags) (err error) {
 	}
 	var passwords *Passwords
 	if f.htpasswd != "" {
-		if passwords, err = OpenPasswords(f.htpasswd, log); err != nil {
+		if passwords, err = OpenPasswords(f.htpasswd, log); errors.Is(err, os.ErrNotExist) {
+			return failure.Hint(err, "proa registry htpasswd NAME >>"+f.htpasswd)
+		} else if err != nil {
 			return err
 		}
 	}
@@ -158,7 +180,7 @@ func serve(ctx context.Context, f serveFlags) (err error) {
 	}
 	listener, err := net.ListenTCP("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("cannot listen: %w", err)
+		return cannotListen(addr, err)
 	}
 	port := listener.Addr().(*net.TCPAddr).Port
 	g := New(cfg)
@@ -203,6 +225,24 @@ func serve(ctx context.Context, f serveFlags) (err error) {
 		return srv.Close()
 	}
 	return nil
+}
+
+// cannotListen says why nothing can listen at addr, and where something could.
+func cannotListen(addr *net.TCPAddr, err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err
+	}
+	hint := ""
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		hint = fmt.Sprintf("choose another port with --addr; ss -ltnp 'sport = :%d' shows who has this one", addr.Port)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		hint = "ip -brief address lists the addresses of this host"
+	case errors.Is(err, os.ErrPermission):
+		hint = "ports below 1024 are root's: choose another with --addr"
+	}
+	return failure.Hint(fmt.Errorf("cannot listen at %s: %w", addr, err), hint)
 }
 
 // resolve finds the address to listen on and refuses what would give
@@ -301,7 +341,7 @@ func gcCmd() *cobra.Command {
 	var untagged bool
 	var keep time.Duration
 	cmd := &cobra.Command{
-		Use: "gc", Short: "Remove blobs that no manifest names, from a registry that is not being served", Args: cobra.NoArgs,
+		Use: "gc", Short: "Remove blobs that no manifest names, from a registry that is not being served", Args: takes(0),
 		Long: `Remove blobs that no manifest names, from a registry that is not being served.
 
 One that is served does so by itself: at start, every hour, and a minute after
@@ -329,7 +369,7 @@ func checkCmd() *cobra.Command {
 	var root string
 	var repair bool
 	cmd := &cobra.Command{
-		Use: "check", Short: "Read everything and compare it with its digests, in a registry that is not being served", Args: cobra.NoArgs,
+		Use: "check", Short: "Read everything and compare it with its digests, in a registry that is not being served", Args: takes(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := existing(root); err != nil {
 				return err
@@ -364,7 +404,7 @@ func checkCmd() *cobra.Command {
 
 func htpasswdCmd() *cobra.Command {
 	return &cobra.Command{
-		Use: "htpasswd USER", Short: "Print a user's line for the file of serve --htpasswd; the password comes from standard input", Args: cobra.ExactArgs(1),
+		Use: "htpasswd USER", Short: "Print a user's line for the file of serve --htpasswd; the password comes from standard input", Args: takes(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			password, err := readPassword(os.Stdin, os.Stderr)
 			if err != nil {

@@ -25,6 +25,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"proa/internal/failure"
 	"proa/internal/registry/store"
 )
 
@@ -740,6 +741,33 @@ func TestWhereItListens(t *testing.T) {
 	} {
 		if _, _, err := bad.resolve(); err == nil {
 			t.Errorf("%+v is taken", bad)
+		}
+	}
+}
+
+// What keeps a registry from starting comes with what to do about it.
+func TestServeSaysWhatNext(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ready := serveFlags{addr: l.Addr().String(), maxBlob: "1g", maxUploads: 1, expiry: time.Hour, keepUnused: time.Hour, logLevel: "error"}
+	taken, elsewhere, passwords := ready, ready, ready
+	elsewhere.addr, elsewhere.insecure = "192.0.2.1:5000", true // TEST-NET-1: no host has it
+	passwords.htpasswd = filepath.Join(t.TempDir(), "none")
+	for name, c := range map[string]struct {
+		f          serveFlags
+		says, hint string
+	}{
+		"a port that is taken": {taken, "cannot listen at " + taken.addr + ": bind: address already in use", "--addr"},
+		"an address elsewhere": {elsewhere, "cannot listen at 192.0.2.1:5000: bind: cannot assign requested address", "ip -brief address"},
+		"no file of passwords": {passwords, "cannot read the passwords: open " + passwords.htpasswd + ": no such file or directory", "proa registry htpasswd NAME >>" + passwords.htpasswd},
+	} {
+		c.f.root = t.TempDir()
+		err := serve(context.Background(), c.f)
+		if err == nil || failure.Words(err) != c.says || !strings.Contains(failure.Next(err), c.hint) {
+			t.Errorf("%s: %v; hint: %s", name, err, failure.Next(err))
 		}
 	}
 }

@@ -9,18 +9,13 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"regexp"
-	"strings"
 
 	"github.com/containerd/console"
-	"github.com/containerd/errdefs"
 	"github.com/docker/cli/cli/config"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth/authprovider"
-	solvererrors "github.com/moby/buildkit/solver/errdefs"
-	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/progress/progressui"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -120,21 +115,26 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 	if err != nil {
 		return err
 	}
-	status := make(chan *client.SolveStatus)
+	said, status := make(chan *client.SolveStatus), make(chan *client.SolveStatus)
 	var resp *client.SolveResponse
+	var step string
 	var shown errgroup.Group
+	shown.Go(func() error {
+		step = tidy(said, status)
+		return nil
+	})
 	shown.Go(func() error {
 		// Not with ctx: what a cancelled build has to say is shown as well.
 		_, err := display.UpdateFrom(context.WithoutCancel(ctx), status)
 		return err
 	})
-	resp, err = c.Solve(ctx, nil, *opt, status)
+	resp, err = c.Solve(ctx, nil, *opt, said)
 	if derr := shown.Wait(); err == nil && derr != nil {
 		err = derr
 	}
 	src.warn(a.err)
 	if err != nil {
-		return a.failed(ctx, f, src, err)
+		return a.failed(ctx, f, src, step, err)
 	}
 	return a.finish(f, resp.ExporterResponse)
 }
@@ -143,7 +143,7 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 // builder is told from a build that fails.
 func reachable(ctx context.Context, c *client.Client) error {
 	if _, err := c.Info(ctx); err != nil {
-		return fmt.Errorf("cannot build: %w", plain(err))
+		return &plainError{err, "cannot build: " + plain(err)}
 	}
 	return nil
 }
@@ -163,50 +163,6 @@ func (a *app) display(f *buildFlags) (progressui.Display, error) {
 		return d, failure.Hint(fmt.Errorf("cannot show progress as %q: %w", f.progress, err), "auto, plain, tty, quiet and rawjson are known; tty needs a terminal")
 	}
 	return d, nil
-}
-
-// failed gives a failure the lines of the Dockerfile that it is about, and a hint.
-func (a *app) failed(ctx context.Context, f *buildFlags, src *source, err error) error {
-	if ctx.Err() != nil {
-		return failure.Exit(130, errors.New("the build was cancelled"))
-	}
-	for _, s := range solvererrors.Sources(err) {
-		_ = s.Print(a.err)
-	}
-	said := fmt.Errorf("cannot build: %w", plain(err))
-	if hint := hintFor(ctx, f, src, err); hint != "" {
-		return failure.Hint(said, hint)
-	}
-	return said
-}
-
-// plainError is an error without the words of the layers between.
-type plainError struct {
-	error
-	text string
-}
-
-func (p *plainError) Error() string { return p.text }
-func (p *plainError) Unwrap() error { return p.error }
-
-// between is what BuildKit's layers put before an error: their own steps, ids
-// of their cache, and the address of a request whose host the error names.
-var between = regexp.MustCompile(`failed to compute cache key: |failed to calculate checksum of ref \S+: |failed to resolve source metadata for \S+: |failed to do request: [A-Z][a-z]+ "[^"]*": `)
-
-func plain(err error) error {
-	text := err.Error()
-	for _, p := range []string{"failed to solve: ", "failed to call info: ", "rpc error: code = " + grpcerrors.Code(err).String() + " desc = ", grpcerrors.Code(err).String() + ": "} {
-		text = strings.TrimPrefix(text, p)
-	}
-	if !strings.HasPrefix(text, `process "`) { // which quotes the Dockerfile
-		text = between.ReplaceAllString(text, "")
-	}
-	// The kinds of the engine's errors, which the words before say already; "not
-	// found" stays, because BuildKit says of a secret or a file nothing else.
-	for _, kind := range []error{errdefs.ErrUnavailable, errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrNotImplemented} {
-		text = strings.TrimSuffix(text, ": "+kind.Error())
-	}
-	return &plainError{err, text}
 }
 
 // finish writes what was asked for about the result.

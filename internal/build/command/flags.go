@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
 	"github.com/docker/go-units"
 	"github.com/moby/buildkit/client"
 	buildctl "github.com/moby/buildkit/cmd/buildctl/build"
@@ -153,7 +154,7 @@ func (f *buildFlags) solveOpt(src *source) (*client.SolveOpt, error) {
 	if list := split(f.platforms); len(list) > 0 {
 		for _, p := range list {
 			if _, err := platforms.Parse(p); err != nil {
-				return nil, failure.Hint(fmt.Errorf("invalid --platform %q: %w", p, err), "--platform linux/amd64")
+				return nil, failure.Hint(fmt.Errorf("invalid --platform %q: it is not OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT", p), "--platform linux/amd64")
 			}
 		}
 		attrs["platform"] = strings.Join(list, ",")
@@ -341,6 +342,11 @@ func (f *buildFlags) exports() ([]client.ExportEntry, error) {
 	for _, e := range out {
 		switch e.Type {
 		case client.ExporterImage, client.ExporterOCI, client.ExporterDocker:
+			for _, tag := range f.tags {
+				if _, err := reference.ParseNormalizedNamed(tag); err != nil {
+					return nil, failure.Hint(fmt.Errorf("invalid --tag %q: %w", tag, err), "a name looks like app, app:v1 or registry:5000/team/app:v1")
+				}
+			}
 			if len(f.tags) > 0 {
 				e.Attrs[string(exptypes.OptKeyName)] = strings.Join(f.tags, ",")
 			}

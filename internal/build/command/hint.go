@@ -7,21 +7,34 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
+	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/suggest"
 	"github.com/moby/patternmatcher"
 	"github.com/moby/patternmatcher/ignorefile"
 	"github.com/tonistiigi/fsutil"
+	"google.golang.org/grpc/codes"
+
+	proaclient "proa/internal/client"
 )
 
 // hintFor finds out what to try next: it looks at the instruction that an
 // error is about and at the files that it names. It never reads the words of
 // the error; "" where there is nothing to say.
 func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string {
+	var exit *gatewaypb.ExitError
+	if errors.As(err, &exit) {
+		if hint := exitHint(exit.ExitCode); hint != "" {
+			return hint
+		}
+	}
 	all := errdefs.Sources(err)
 	if len(all) == 0 {
 		return ""
@@ -35,6 +48,9 @@ func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string 
 		return "" // the error says itself what is wrong with the line
 	}
 	line := int(at.Ranges[0].Start.Line)
+	if syntax, _, where, ok := parser.DetectSyntax(at.Info.Data); ok && len(where) > 0 && where[0].Start.Line == line {
+		return fmt.Sprintf("the line # syntax fetches a frontend, here %s; without it the one of this builder is used, and docker/dockerfile:1 names that one", syntax)
+	}
 	stages := stageNames(ast.AST)
 	for _, n := range ast.AST.Children {
 		if line < n.StartLine || line > n.EndLine {
@@ -44,7 +60,7 @@ func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string 
 			if near, ok := suggest.Search(n.Next.Value, stages, false); ok {
 				return fmt.Sprintf("no stage and no image is called %q; there is a stage %q", n.Next.Value, near)
 			}
-			return fmt.Sprintf("proa images lists what is here; an image comes by proa pull, load or import, or is a stage above: FROM ... AS %s", stageWord(n.Next.Value))
+			return imageHint(ctx, f, n.Next.Value, err)
 		}
 		cmd, perr := instructions.ParseInstruction(n)
 		if perr != nil {
@@ -53,7 +69,13 @@ func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string 
 		switch c := cmd.(type) {
 		case *instructions.CopyCommand:
 			if c.From != "" {
-				return stageHint(c.From, stages)
+				if slices.ContainsFunc(stages, func(s string) bool { return strings.EqualFold(s, c.From) }) {
+					return fmt.Sprintf("proa build --target %s -o DIR CONTEXT writes what that stage has into a directory", c.From)
+				}
+				if h := stageHint(c.From, stages); h != "" {
+					return h
+				}
+				return imageHint(ctx, f, c.From, err)
 			}
 			return missingHint(ctx, src, c.SourcePaths)
 		case *instructions.AddCommand:
@@ -68,12 +90,85 @@ func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string 
 	return ""
 }
 
-// stageWord is a name as a stage may have it.
-func stageWord(image string) string {
-	if strings.ContainsAny(image, "/:@$") {
-		return "NAME"
+// exitHint knows the exit codes by which a shell or the kernel says why.
+func exitHint(code uint32) string {
+	switch code {
+	case 126:
+		return "a program of this step cannot be executed: it needs the x bit, and to be made for this platform"
+	case 127:
+		return "a program that this step names is not in the image: install it in a step above, or COPY it"
+	case 137:
+		return "the step was killed (SIGKILL), as the kernel does where memory runs out: see its limit, and that of the host"
 	}
-	return image
+	return ""
+}
+
+// imageHint helps where the image of a FROM cannot be had: it knows those that
+// are here, and the registry that was asked.
+func imageHint(ctx context.Context, f *buildFlags, image string, err error) string {
+	named, perr := reference.ParseNormalizedNamed(image)
+	if perr != nil {
+		return "" // a variable, or what the error says already
+	}
+	here := localNames(ctx, f)
+	if slices.Contains(here, reference.FamiliarString(reference.TagNameOnly(named))) {
+		return "leave --platform out to use the one that is here; one of the other platform comes by proa load or from a registry"
+	}
+	near := nearImage(reference.FamiliarName(named), here)
+	registry := reference.Domain(named)
+	switch code := grpcerrors.Code(err); {
+	case near != "":
+		return fmt.Sprintf("no image is called %q here; there is %q", image, near)
+	case code == codes.Unauthenticated, code == codes.PermissionDenied:
+		return strings.TrimSuffix("proa login "+registry, " docker.io") + ", if the name is right"
+	case code == codes.NotFound:
+		return fmt.Sprintf("%s has no such image, or shows it only after proa login: is the name right?", registry)
+	}
+	return "what is here needs no registry: proa images lists it, and proa load brings an image from a file"
+}
+
+// nearImage finds among the names that are here one of the same repository, or
+// of one whose name differs by a letter or two.
+func nearImage(name string, here []string) string {
+	repo := func(ref string) string { return ref[:max(strings.LastIndex(ref, ":"), 0)] }
+	for _, ref := range here {
+		if repo(ref) == name {
+			return ref
+		}
+	}
+	if len(name) < 3 {
+		return "" // every short name is near to every other
+	}
+	repos := make([]string, 0, len(here))
+	for _, ref := range here {
+		repos = append(repos, repo(ref))
+	}
+	if near, ok := suggest.Search(name, repos, true); ok {
+		return here[slices.Index(repos, near)]
+	}
+	return ""
+}
+
+// maxNames is how many images are looked through for a near name.
+const maxNames = 1000
+
+// localNames are the names of the engine's images, as people write them.
+func localNames(ctx context.Context, f *buildFlags) []string {
+	c, err := proaclient.New(f.engine())
+	if err != nil {
+		return nil
+	}
+	list, err := c.ImageList(ctx, false, nil)
+	if err != nil {
+		return nil // a hint is a courtesy
+	}
+	var out []string
+	for _, i := range list {
+		if out = append(out, i.RepoTags...); len(out) > maxNames {
+			break
+		}
+	}
+	return out
 }
 
 func stageNames(ast *parser.Node) []string {

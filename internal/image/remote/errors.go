@@ -164,12 +164,12 @@ func (c *Client) explain(u *url.URL, err error) error {
 	case errors.As(err, &op) && op.Op == "remote error": // a TLS alert
 		return permanent("registry %s refuses the TLS connection (%w); if it wants a client certificate, put client.cert and client.key into %s", host, err, filepath.Join(c.cfg.CertsDir, host))
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return permanent("cannot reach registry %s: there is no host of that name: %w", host, err)
+		return permanent("cannot reach registry %s: there is no host of that name (behind a proxy the engine needs HTTPS_PROXY)", host)
 	case errors.As(err, &dns):
 		// The resolver has tried again already.
-		return &connError{err: fmt.Errorf("cannot reach registry %s: its name cannot be looked up (is this host connected?): %w: %w", host, err, errdefs.ErrUnavailable)}
+		return &connError{err: fmt.Errorf("cannot reach registry %s: its name cannot be looked up: %s (is this host connected? behind a proxy the engine needs HTTPS_PROXY): %w", host, last(dns.Err), errdefs.ErrUnavailable)}
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return &connError{err: fmt.Errorf("cannot reach registry %s: nothing listens there: %w: %w", host, err, errdefs.ErrUnavailable), temporary: true, unreached: true}
+		return &connError{err: fmt.Errorf("cannot reach registry %s: nothing listens there: %w", host, errdefs.ErrUnavailable), temporary: true, unreached: true}
 	case errors.As(err, &op) && op.Op == "dial":
 		return &connError{err: fmt.Errorf("cannot reach registry %s: %w: %w", host, err, errdefs.ErrUnavailable), temporary: true, unreached: true}
 	case errors.Is(err, errStalled):
@@ -178,6 +178,15 @@ func (c *Client) explain(u *url.URL, err error) error {
 		return err
 	}
 	return &connError{err: fmt.Errorf("the connection to registry %s broke: %w: %w", host, err, errdefs.ErrUnavailable), temporary: true}
+}
+
+// last is the reason at the end of a resolver's words: those before name the
+// addresses of name servers.
+func last(words string) string {
+	if at := strings.LastIndex(words, ": "); at >= 0 {
+		return words[at+2:]
+	}
+	return words
 }
 
 // temporary tells whether the same request may succeed in a moment.
