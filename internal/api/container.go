@@ -34,7 +34,7 @@ func (s *Server) containerCreate(c *call) error {
 	if p := c.query("platform"); p != "" {
 		parsed, err := platforms.Parse(p)
 		if err != nil {
-			return bad("cannot read platform %q: %w", p, err)
+			return fmt.Errorf("cannot read platform %w: %w", err, errdefs.ErrInvalidArgument)
 		}
 		r.Platform = &parsed
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -272,6 +273,19 @@ func TestPruneAndUsage(t *testing.T) {
 	get(&after)
 	if len(after) >= len(before) {
 		t.Errorf("%d records before, %d after", len(before), len(after))
+	}
+	// Usage and prune count alike: not what the image has as well.
+	own := func(all []Record) (sum int64) {
+		for _, r := range all {
+			if !r.Shared {
+				sum += r.Size
+			}
+		}
+		return sum
+	}
+	shared := slices.ContainsFunc(before, func(r Record) bool { return r.Shared && r.Size >= 100_000 && slices.Contains(out.CachesDeleted, r.ID) })
+	if got, want := int64(out.SpaceReclaimed), own(before)-own(after); got != want || !shared {
+		t.Errorf("prune says %d bytes, usage %d; a record of the image's layer among them: %v\n%+v", got, want, shared, before)
 	}
 	k.image("docker.io/library/p:latest") // images are not touched
 	if status, body := k.post("/build/prune?filters="+url.QueryEscape(`{"nonsense":{"x":true}}`), nil); status != 400 {

@@ -84,7 +84,8 @@ func (b *Builder) usage(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, out)
 }
 
-// Pruned is what a prune took away, Docker's shape.
+// Pruned is what a prune took away, Docker's shape. Records that images have
+// as well are among the deleted, and their space is not reclaimed.
 type Pruned struct {
 	CachesDeleted  []string
 	SpaceReclaimed uint64
@@ -102,6 +103,17 @@ func (b *Builder) prune(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusInternalServerError, err)
 		return
 	}
+	// What an image has as well stays on the disk with the image. Prune does not
+	// say of its records which these are.
+	before, err := wk.DiskUsage(r.Context(), client.DiskUsageInfo{})
+	if err != nil {
+		fail(w, http.StatusInternalServerError, err)
+		return
+	}
+	shared := map[string]bool{}
+	for _, u := range before {
+		shared[u.ID] = u.Shared
+	}
 	gone := make(chan client.UsageInfo, 32)
 	ended := make(chan error, 1)
 	go func() {
@@ -111,7 +123,9 @@ func (b *Builder) prune(w http.ResponseWriter, r *http.Request) {
 	out := Pruned{CachesDeleted: []string{}}
 	for u := range gone {
 		out.CachesDeleted = append(out.CachesDeleted, u.ID)
-		out.SpaceReclaimed += uint64(max(u.Size, 0))
+		if !shared[u.ID] {
+			out.SpaceReclaimed += uint64(max(u.Size, 0))
+		}
 	}
 	if err := <-ended; err != nil {
 		fail(w, http.StatusInternalServerError, err)

@@ -22,7 +22,7 @@ import (
 // is large, and nothing else of the command line needs it.
 func (a *app) buildCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:                "build [OPTIONS] PATH | URL | -",
+		Use:                "build [flags] PATH | URL | -",
 		Short:              "Build an image from a Dockerfile",
 		DisableFlagParsing: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -103,7 +103,11 @@ func (a *app) builderUsageCmd() *cobra.Command {
 			items := u.BuildCacheUsage.Items
 			slices.SortFunc(items, func(a, b build.CacheRecord) int { return cmp.Compare(b.Size, a.Size) })
 			rows := make([]row, 0, len(items))
+			shared := int64(0)
 			for _, r := range items {
+				if r.Shared {
+					shared += r.Size
+				}
 				last := "never"
 				if r.LastUsedAt != nil {
 					last = ago(r.LastUsedAt.Unix())
@@ -117,7 +121,11 @@ func (a *app) builderUsageCmd() *cobra.Command {
 			if err := printRows(a.out, format, cols, rows); err != nil || format != "" {
 				return err
 			}
-			fmt.Fprintf(a.out, "Total: %s, reclaimable: %s\n", humanSize(u.BuildCacheUsage.TotalSize), humanSize(u.BuildCacheUsage.Reclaimable))
+			fmt.Fprintf(a.out, "Total: %s, reclaimable: %s", humanSize(u.BuildCacheUsage.TotalSize), humanSize(u.BuildCacheUsage.Reclaimable))
+			if shared > 0 {
+				fmt.Fprintf(a.out, "; %s more belong to images", humanSize(shared))
+			}
+			fmt.Fprintln(a.out)
 			return nil
 		}),
 	}

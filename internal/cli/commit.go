@@ -21,13 +21,15 @@ func (a *app) commitCmd() *cobra.Command {
 	fl.StringVarP(&o.Author, "author", "a", "", "who made it: \"Ada Lovelace <ada@example.org>\"")
 	fl.StringArrayVarP(&o.Changes, "change", "c", nil, "a Dockerfile instruction to apply (CMD, ENV, EXPOSE, ...)")
 	fl.StringVarP(&o.Message, "message", "m", "", "comment in the image's history")
-	fl.BoolVarP(&pause, "pause", "p", true, "hold the container's processes still meanwhile")
-	fl.BoolVar(&noPause, "no-pause", false, "do not hold them still")
+	fl.BoolVarP(&pause, "pause", "p", true, "hold the container's processes still meanwhile; --pause=false lets them run")
+	fl.BoolVar(&noPause, "no-pause", false, "the same as --pause=false")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		if len(args) == 2 {
 			o.Repo, o.Tag = splitTag(args[1])
 		}
-		o.NoPause = noPause || !pause
+		if o.NoPause = noPause || !pause; noPause && fl.Changed("pause") && pause {
+			return errors.New("--pause and --no-pause contradict each other: give one of them")
+		}
 		id, err := c.ContainerCommit(ctx, args[0], o)
 		if err != nil {
 			return err

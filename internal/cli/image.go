@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -146,7 +147,9 @@ func (a *app) saveCmd() *cobra.Command {
 func writeWhole(name string, r io.Reader) error {
 	tmp := name + ".partial"
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
+	if errors.Is(err, os.ErrNotExist) {
+		return failure.Hint(fmt.Errorf("there is no directory %q", filepath.Dir(name)), "mkdir -p "+filepath.Dir(name))
+	} else if err != nil {
 		return err
 	}
 	_, err = io.Copy(f, r)

@@ -92,7 +92,7 @@ func (e *Engine) Create(ctx context.Context, r CreateRequest) (CreateResult, err
 // plan makes the record of a new container and refuses now what a start could
 // not honour.
 func (e *Engine) plan(ctx context.Context, r CreateRequest, img *image.Image) (*record, error) {
-	if err := checkPlatform(r.Platform, img); err != nil {
+	if err := checkPlatform(r.Platform, r.Config.Image, img); err != nil {
 		return nil, err
 	}
 	cfg, err := merge(r.Config, img.DockerConfig)
@@ -249,14 +249,14 @@ func (e *Engine) unmappable(plans []MountPlan) string {
 	return ""
 }
 
-// checkPlatform refuses images that this host cannot run.
-func checkPlatform(want *ocispec.Platform, img *image.Image) error {
+// checkPlatform refuses an image that this host cannot run, or that is not the one asked for.
+func checkPlatform(want *ocispec.Platform, name string, img *image.Image) error {
 	have := img.Config.Platform
 	if have.OS != "" && have.OS != "linux" || have.Architecture != "" && have.Architecture != runtime.GOARCH {
-		return invalid("cannot run image %s: it is for %s/%s and this host is linux/%s; load an image for this platform", img.ID.Encoded()[:12], have.OS, have.Architecture, runtime.GOARCH)
+		return invalid("cannot run image %s: it is for %s/%s and this host is linux/%s; load an image for this platform", name, have.OS, have.Architecture, runtime.GOARCH)
 	}
 	if want != nil && (want.OS != "" && want.OS != "linux" || want.Architecture != "" && have.Architecture != "" && want.Architecture != have.Architecture) {
-		return refusef(errdefs.ErrNotFound, "image with reference %s was found but does not provide the specified platform (%s/%s)", img.ID.Encoded()[:12], want.OS, want.Architecture)
+		return refusef(errdefs.ErrNotFound, "image with reference %s was found but does not provide the specified platform (%s/%s): it is for %s/%s", name, want.OS, want.Architecture, have.OS, have.Architecture)
 	}
 	return nil
 }

@@ -46,7 +46,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes []s
 	plf := host
 	if platform != "" {
 		if plf, err = platforms.Parse(platform); err != nil {
-			return nil, fmt.Errorf("platform %q: %w: %w", platform, err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("platform %w: %w", err, errdefs.ErrInvalidArgument)
 		}
 		if !platforms.Only(host).Match(plf) {
 			return nil, &PlatformError{Want: plat(host), Have: []string{plat(plf)}}

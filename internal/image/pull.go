@@ -141,7 +141,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (_ PullResu
 	if o.Platform != "" {
 		p, err := platforms.Parse(o.Platform)
 		if err != nil {
-			return PullResult{}, fmt.Errorf("platform %q: %w: %w", o.Platform, err, errdefs.ErrInvalidArgument)
+			return PullResult{}, fmt.Errorf("platform %w: %w", err, errdefs.ErrInvalidArgument)
 		}
 		c.plf = &p
 	}

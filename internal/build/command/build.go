@@ -32,7 +32,7 @@ const IsolationHeader = "Proa-Isolation"
 func (a *app) build(ctx context.Context, args []string) error {
 	f := &buildFlags{}
 	cmd := &cobra.Command{
-		Use:           "build [OPTIONS] PATH | URL | -",
+		Use:           "build [flags] PATH | URL | -",
 		Short:         "Build an image from a Dockerfile",
 		SilenceErrors: true,
 		SilenceUsage:  true,
