@@ -251,6 +251,14 @@ var behaviours = []struct {
 		r := p.run("--pids-limit", "20", "bb", "sh", "-c", "for i in $(seq 60); do sleep 3 & done; wait; echo end")
 		p.holds(r.Stderr, "fork")
 	}},
+	{"a user executes only what he may reach", func(p *place) {
+		c := p.start("--network", "none", "bb", "sh", "-c", "cp /bin/busybox /root/true; chmod 755 /root/true; echo done >/ready; sleep 1000")
+		p.eventually("the program", func() bool { return p.Docker("exec", c, "cat", "/ready").Code == 0 })
+		p.code(p.Docker("exec", c, "/root/true"), 0)
+		r := p.Docker("exec", "-u", "app", c, "/root/true")
+		p.code(r, 126)
+		p.holds(r.Stdout+r.Stderr, "permission denied")
+	}},
 	{"capabilities", func(p *place) {
 		bits := func(args ...string) string {
 			return strings.TrimSpace(p.run(append(args, "bb", "sh", "-c", "grep CapEff /proc/self/status | awk '{print $2}'")...).Stdout)

@@ -195,7 +195,7 @@ func (p *Program) Chdir(dir string) {
 type Credentials struct {
 	UID, GID        uint32
 	Groups          []uint32
-	Capabilities    uint64 // bounding, permitted and effective set; inheritable and ambient are empty
+	Capabilities    uint64 // bounding set, and of user 0 the permitted and effective sets; inheritable and ambient are empty
 	NoNewPrivileges bool
 	Seccomp         []byte // classic BPF, 8 bytes an instruction, little endian; empty: none
 }
@@ -207,7 +207,9 @@ const lastCapability = 40
 // that works without no_new_privs: bounding set, ids with capabilities kept,
 // filter while CAP_SYS_ADMIN is there, capabilities last. What follows must be
 // allowed by the filter. Capabilities beyond those of the caller make it fail:
-// see Capabilities.
+// see Capabilities. Another user than 0 keeps none: what it must not reach it
+// cannot execute either, and with no_new_privs a program's file capabilities,
+// which count as gained when they were not there before, give it nothing.
 func (p *Program) Become(c Credentials) {
 	for i := range 64 {
 		if c.Capabilities&(1<<i) != 0 {
@@ -236,7 +238,11 @@ func (p *Program) Become(c Credentials) {
 		prog := p.Words(Int(len(c.Seccomp)/8), p.Bytes(c.Seccomp))
 		p.Call("load the seccomp filter", unix.SYS_SECCOMP, Int(unix.SECCOMP_SET_MODE_FILTER), Int(0), prog)
 	}
-	p.capset("set capabilities", c.Capabilities, c.Capabilities)
+	var keep uint64
+	if c.UID == 0 {
+		keep = c.Capabilities
+	}
+	p.capset("set capabilities", keep, keep)
 }
 
 // SetIDs sets all user and group ids and the supplementary groups.
