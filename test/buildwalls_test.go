@@ -13,7 +13,7 @@ import (
 // they are behind: kinds of files, owners, whiteouts, mounts, users, names.
 var inVMs = []string{
 	"heredoc-run", "mount-bind", "mount-cache", "mount-secret", "mount-tmpfs", "names", "network", "run-environment", "run-hardlinks", "run-kinds",
-	"run-metadata", "run-opaque", "run-rename", "run-replace", "run-user", "stage-kinds",
+	"run-metadata", "run-opaque", "run-rename", "run-replace", "run-setcap", "run-user", "stage-kinds",
 }
 
 // A build whose RUN steps are behind the VM wall makes the files and the
