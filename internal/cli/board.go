@@ -19,7 +19,8 @@ const drawEvery = 100 * time.Millisecond
 // which changes in place, elsewhere one line for each change of state.
 type board struct {
 	out   io.Writer
-	width int // 0: no terminal
+	size  func() (width, rows int) // of the terminal, as it is now
+	width int                      // 0: no terminal
 	rows  int
 
 	order []string // ids of the lines that move
@@ -33,10 +34,14 @@ type board struct {
 func newBoard(out io.Writer) *board {
 	b := &board{out: out, lines: map[string]string{}, said: map[string]string{}}
 	if f, ok := out.(*os.File); ok && isTerminal(f) {
-		b.width, b.rows = 80, 24
-		if w, h, err := term.GetSize(int(f.Fd())); err == nil && w > 20 && h > 3 {
-			b.width, b.rows = w, h
+		b.size = func() (width, rows int) {
+			w, h, err := term.GetSize(int(f.Fd()))
+			if err != nil || w <= 0 || h <= 0 { // a terminal that does not say
+				return 80, 24
+			}
+			return w, h
 		}
+		b.width, b.rows = b.size()
 	}
 	return b
 }
@@ -85,7 +90,8 @@ func (b *board) show(p client.Progress) {
 // draw puts the block of moving lines over the one before. Of more lines than
 // the screen has, the last ones are shown.
 func (b *board) draw() {
-	show := b.order[max(0, len(b.order)-(b.rows-2)):]
+	b.width, b.rows = b.size() // people change it meanwhile
+	show := b.order[max(0, len(b.order)-max(1, b.rows-2)):]
 	var s strings.Builder
 	if b.drawn > 0 {
 		fmt.Fprintf(&s, "\x1b[%dA", b.drawn)
@@ -93,7 +99,7 @@ func (b *board) draw() {
 	for _, id := range show {
 		line := b.lines[id]
 		if len(line) >= b.width {
-			line = line[:b.width-1]
+			line = line[:max(0, b.width-1)]
 		}
 		s.WriteString("\r\x1b[K" + line + "\n")
 	}

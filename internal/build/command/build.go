@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -111,7 +112,7 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 		return err
 	}
 	opt.Session = append(opt.Session, attach...)
-	display, err := a.display(f)
+	display, live, err := a.display(f)
 	if err != nil {
 		return err
 	}
@@ -132,6 +133,9 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 	if derr := shown.Wait(); err == nil && derr != nil {
 		err = derr
 	}
+	if live {
+		fmt.Fprint(a.err, afterLive)
+	}
 	src.warn(a.err)
 	if err != nil {
 		return a.failed(ctx, f, src, step, err)
@@ -148,22 +152,38 @@ func reachable(ctx context.Context, c *client.Client) error {
 	return nil
 }
 
+// liveWidth is how many columns the live display needs: in fewer it has no room
+// for the name of a step.
+const liveWidth = 40
+
 // display is where progress goes: a live one on a terminal, lines elsewhere.
-func (a *app) display(f *buildFlags) (progressui.Display, error) {
+// live says that it draws over what it has drawn.
+func (a *app) display(f *buildFlags) (d progressui.Display, live bool, err error) {
 	mode := progressui.DisplayMode(f.progress)
 	if f.quiet {
 		mode = progressui.QuietMode
 	}
-	var out interface{ Write([]byte) (int, error) } = a.err
+	var out io.Writer = a.err
 	if file, ok := a.err.(console.File); ok {
 		out = file
+		c, err := console.ConsoleFromFile(file)
+		live = err == nil && (mode == progressui.AutoMode || mode == progressui.DefaultMode || mode == progressui.TtyMode)
+		if live && mode != progressui.TtyMode {
+			if size, err := c.Size(); err == nil && size.Width > 0 && size.Width < liveWidth {
+				mode, live = progressui.PlainMode, false
+			}
+		}
 	}
-	d, err := progressui.NewDisplay(out, mode)
+	d, err = progressui.NewDisplay(out, mode)
 	if err != nil {
-		return d, failure.Hint(fmt.Errorf("cannot show progress as %q: %w", f.progress, err), "auto, plain, tty, quiet and rawjson are known; tty needs a terminal")
+		return d, false, failure.Hint(fmt.Errorf("cannot show progress as %q: %w", f.progress, err), "auto, plain, tty, quiet and rawjson are known; tty needs a terminal")
 	}
-	return d, nil
+	return d, live, nil
 }
+
+// afterLive resets colours, shows the cursor, and clears what stands below it:
+// a cancelled build ends above lines that it had drawn.
+const afterLive = "\x1b[0m\x1b[?25h\x1b[J"
 
 // finish writes what was asked for about the result.
 func (a *app) finish(f *buildFlags, resp map[string]string) error {

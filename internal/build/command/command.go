@@ -28,6 +28,7 @@ func Main(args []string) int {
 	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second ctrl-C ends it at once
 	return failure.Report(a.err, "proa", a.run(ctx, args))
 }
 
