@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -37,7 +38,7 @@ func (t *Tree) Put(ctx context.Context, r *Request, in io.Reader) error {
 	}
 	defer dir.close()
 	p := &put{t: t, r: r, buf: make([]byte, 64<<10)}
-	defer p.leave()
+	defer p.abandon()
 	if r.User != "" {
 		uid, gid, err := t.User(r.User)
 		if err != nil {
@@ -62,17 +63,88 @@ type put struct {
 	r     *Request
 	owner *[2]uint32
 	times []dirTime
+	said  int // bytes of the paths in times
 	buf   []byte
+
+	// The directories of the archive that lead to the entry before, outer ones
+	// first. Each is held open until the stream leaves it and then gets its owner
+	// and mode: by the descriptor, because by then its path may lead a process
+	// inside to have somebody else's directory changed, and not before, because
+	// what still comes is put into it.
+	held []heldDir
 
 	// The parent of the entry before, which most entries share.
 	parent     *os.File
 	parentPath string
 }
 
-// dirTime is a directory whose time is set at the end.
+// heldDir is a directory of the archive that more may be put into.
+type heldDir struct {
+	path string
+	f    *os.File
+	m    sys.Metadata
+}
+
+// dirTime is a directory whose time is set once more at the end, for archives
+// that come back to it.
 type dirTime struct {
 	path string
-	m    sys.Metadata
+	sec  int64
+	nsec uint32
+}
+
+const (
+	// maxHeld is how many directories are held open; deeper ones get their owner
+	// and mode at once.
+	maxHeld = 256
+	// maxPaths bounds the memory of the times in bytes of their paths, which a
+	// guest may choose (CWE-770).
+	maxPaths = 256 << 20
+)
+
+// abandon lets go of everything.
+func (p *put) abandon() {
+	p.leave()
+	for _, d := range p.held {
+		_ = d.f.Close()
+	}
+	p.held = nil
+}
+
+// finish gives the directories that do not lead to full their owner and mode.
+func (p *put) finish(full string) error {
+	for n := len(p.held); n > 0; n = len(p.held) {
+		d := p.held[n-1]
+		if strings.HasPrefix(full, d.path+"/") || full == d.path {
+			return nil
+		}
+		p.held = p.held[:n-1]
+		err := sys.SetMetadata(d.f, d.m)
+		_ = d.f.Close()
+		if err != nil {
+			return fmt.Errorf("cannot unpack %q: %w", d.path, err)
+		}
+	}
+	return nil
+}
+
+// enterDir takes a directory of the archive in, whose descriptor is p's now.
+func (p *put) enterDir(full string, f *os.File, m sys.Metadata) error {
+	if p.said += len(full); p.said > maxPaths || len(p.times) >= maxNames {
+		_ = f.Close()
+		return fmt.Errorf("there are more than %d directories, or their names are too long: %w", maxNames, errdefs.ErrResourceExhausted)
+	}
+	p.times = append(p.times, dirTime{full, m.Sec, m.Nsec})
+	if n := len(p.held); n > 0 && p.held[n-1].path == full { // twice in a row
+		_ = p.held[n-1].f.Close()
+		p.held = p.held[:n-1]
+	}
+	if len(p.held) < maxHeld {
+		p.held = append(p.held, heldDir{full, f, m})
+		return nil
+	}
+	defer f.Close()
+	return sys.SetMetadata(f, m)
 }
 
 func (p *put) stream(ctx context.Context, in io.Reader) error {
@@ -95,16 +167,18 @@ func (p *put) stream(ctx context.Context, in io.Reader) error {
 		}
 	}
 	p.leave()
-	for i := len(p.times) - 1; i >= 0; i-- {
-		d := p.times[i]
-		f, err := p.open(d.path)
+	if err := p.finish(""); err != nil {
+		return err
+	}
+	for _, d := range slices.Backward(p.times) {
+		f, err := p.openDir(d.path)
 		if gone(err) {
 			continue // it was removed by what came later, or by a process inside
 		}
 		if err != nil {
 			return err
 		}
-		err = sys.SetMetadata(f, d.m)
+		err = sys.SetTime(f, d.sec, d.nsec)
 		_ = f.Close()
 		if err != nil {
 			return fmt.Errorf("cannot unpack %q: %w", d.path, err)
@@ -133,7 +207,7 @@ func components(name string) ([]string, error) {
 // at is the path of a name of the archive, from the root on.
 func (p *put) at(name string) string { return path.Join("/", p.r.Path, name) }
 
-func (p *put) open(full string) (*os.File, error) {
+func (p *put) openDir(full string) (*os.File, error) {
 	return sys.OpenInRoot(p.t.Root, full, sys.OnlyPin|syscall.O_NOFOLLOW|syscall.O_DIRECTORY, 0)
 }
 
@@ -175,6 +249,10 @@ func (p *put) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
 		return nil // the directory itself stays as it is
 	}
 	base, dir := parts[len(parts)-1], strings.Join(parts[:len(parts)-1], "/")
+	full := p.at(path.Join(dir, base))
+	if err := p.finish(full); err != nil {
+		return err
+	}
 	parent, err := p.enter(dir)
 	if err != nil {
 		return err
@@ -184,14 +262,20 @@ func (p *put) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
 	if err != nil && !gone(err) {
 		return err
 	}
-	merge := false
+	var merged *os.File
+	defer func() {
+		if merged != nil {
+			_ = merged.Close()
+		}
+	}()
 	if err == nil {
 		wasDir := old.st.Type() == sys.TypeDir
-		old.close()
-		full := p.at(path.Join(dir, base))
+		if merged = old.f; !wasDir || !isDir {
+			merged = nil
+			old.close()
+		}
 		switch {
 		case wasDir && isDir:
-			merge = true
 		case p.r.NoOverwriteDirNonDir && wasDir && !isDir:
 			return fmt.Errorf("cannot overwrite directory %q with non-directory %q: %w", full, h.Name, errdefs.ErrInvalidArgument)
 		case p.r.NoOverwriteDirNonDir && !wasDir && isDir:
@@ -208,17 +292,13 @@ func (p *put) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
 	}
 	switch h.Typeflag {
 	case tar.TypeDir:
-		if !merge {
-			f, err := sys.MakeDirAt(parent, base)
-			if err != nil {
+		f := merged
+		if merged = nil; f == nil {
+			if f, err = sys.MakeDirAt(parent, base); err != nil {
 				return err
 			}
-			_ = f.Close()
 		}
-		if len(p.times) >= maxNames {
-			return fmt.Errorf("there are more than %d directories: %w", maxNames, errdefs.ErrResourceExhausted)
-		}
-		p.times = append(p.times, dirTime{p.at(path.Join(dir, base)), m})
+		return p.enterDir(full, f, m)
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		if h.Size > maxSparse && isSparse(h) {
 			return fmt.Errorf("a sparse file of %d bytes, at most %d are allowed: %w", h.Size, int64(maxSparse), errdefs.ErrInvalidArgument)

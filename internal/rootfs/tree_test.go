@@ -353,6 +353,78 @@ func TestChanges(t *testing.T) {
 
 // FuzzPut: whatever a tar stream holds, it is unpacked inside, and what was made
 // can be read again.
+// A process inside renames a directory that was just made and leads its path to
+// another one: that one's owner and mode stay what they are (CVE-2018-15664).
+func TestPutGivesOwnersToWhatItMade(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	in := func(p string) string { return filepath.Join(root, p) }
+	must(t, os.MkdirAll(in("home"), 0o777))
+	must(t, os.MkdirAll(in("etc/b"), 0o755))
+	a := dir("a")
+	a.Mode, a.Uid = 0o777, 1000
+	b := dir("a/b")
+	b.Mode, b.Uid = 0o777, 1000
+	raw := stream(t, a, b, file("a/b/f", "f"), file("z", strings.Repeat("z", 1<<20)))
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() { done <- treeAt(t, root).Put(context.Background(), &Request{Path: "/home"}, r) }()
+	// Everything but the last file has been unpacked when this is taken.
+	cut := bytes.Index(raw, []byte("zzzz"))
+	_, err := w.Write(raw[:cut+1])
+	must(t, err)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(in("home/z")); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("nothing is unpacked")
+		}
+	}
+	must(t, os.Rename(in("home/a"), in("home/mine")))
+	must(t, os.Symlink("../etc", in("home/a")))
+	_, err = w.Write(raw[cut+1:])
+	must(t, err)
+	must(t, w.Close())
+	must(t, <-done)
+	var st syscall.Stat_t
+	must(t, syscall.Stat(in("etc/b"), &st))
+	if st.Uid != 0 || st.Mode&0o777 != 0o755 {
+		t.Errorf("somebody else's directory: owner %d, mode %o", st.Uid, st.Mode&0o777)
+	}
+	must(t, syscall.Stat(in("home/mine/b"), &st))
+	if st.Uid != 1000 || st.Mode&0o777 != 0o777 {
+		t.Errorf("what was made: owner %d, mode %o", st.Uid, st.Mode&0o777)
+	}
+}
+
+// Directories get their times at the end, also those that an archive comes
+// back to, those deeper than what is held open, and those named twice.
+func TestPutSetsTimesOfDirectories(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	deep := "d" + strings.Repeat("/d", maxHeld+20)
+	members := []member{dir("a"), dir("a"), dir("b"), file("b/f", "f"), file("a/f", "f")}
+	for i := range strings.Split(deep, "/") {
+		members = append(members, dir("d"+strings.Repeat("/d", i)))
+	}
+	members = append(members, file(deep+"/f", "f"))
+	must(t, treeAt(t, root).Put(context.Background(), &Request{Path: "/"}, bytes.NewReader(stream(t, members...))))
+	for _, p := range []string{"a", "b", "d", deep, filepath.Dir(deep)} {
+		fi, err := os.Stat(filepath.Join(root, p))
+		must(t, err)
+		if fi.ModTime().Unix() != 1_700_000_000 || fi.Mode().Perm() != 0o755 {
+			t.Errorf("%.20s (%d): %v %v", p, len(p), fi.ModTime(), fi.Mode())
+		}
+	}
+	p := &put{r: &Request{}, said: maxPaths}
+	f, err := os.Open(root)
+	must(t, err)
+	if err := p.enterDir("/x", f, sys.Metadata{}); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("paths without end: %v", err)
+	}
+}
+
 func FuzzPut(f *testing.F) {
 	f.Add(stream(f, dir("d"), file("d/x", "x"), link(tar.TypeSymlink, "s", "../../.."), file("s/out", "out"), link(tar.TypeLink, "h", "d/x")), false)
 	f.Add(stream(f, file("../out", "out"), link(tar.TypeLink, "h", "/../../out")), true)

@@ -175,9 +175,14 @@ func SetMetadata(f *os.File, m Metadata) error {
 			return fail("set extended attribute "+x.Name+" of", err)
 		}
 	}
-	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: m.Sec, Nsec: int64(m.Nsec)}}
-	if err := unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH); err != nil {
-		return fail("set the time of", err)
+	return SetTime(f, m.Sec, m.Nsec)
+}
+
+// SetTime gives the file that a descriptor pins its modification time.
+func SetTime(f *os.File, sec int64, nsec uint32) error {
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: sec, Nsec: int64(nsec)}}
+	if err := unix.UtimesNanoAt(RawFD(f), "", times, unix.AT_EMPTY_PATH); err != nil {
+		return &os.PathError{Op: "set the time of", Path: f.Name(), Err: err}
 	}
 	return nil
 }
