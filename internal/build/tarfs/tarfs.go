@@ -27,9 +27,12 @@ import (
 	"proa/internal/xz"
 )
 
-// Limits for what an archive may hold.
+// Limits for what an archive may hold. An entry of 4 KiB can name 2,000
+// directories with paths of 2 KiB on average, so that entries alone bound no
+// memory (CWE-770).
 const (
-	maxEntries = 4_000_000
+	maxEntries = 4_000_000 // directories that are only on the way among them
+	maxWords   = 512 << 20 // bytes of paths, targets of links and attributes
 	maxPath    = 4096
 	maxWindow  = 128 << 20 // bytes of memory that a packed stream may ask for
 )
@@ -39,6 +42,17 @@ type FS struct {
 	spool *os.File
 	root  *node
 	count int
+	words int // bytes
+}
+
+// take counts one node and its words.
+func (f *FS) take(words int) error {
+	f.count++
+	f.words += words
+	if f.count > maxEntries || f.words > maxWords {
+		return fmt.Errorf("cannot read the build context: it has more than %d entries, or more than %d bytes of names and attributes", maxEntries, maxWords)
+	}
+	return nil
 }
 
 // node is one file of the archive.
@@ -145,7 +159,7 @@ func Read(ctx context.Context, r io.Reader, dir string) (_ *FS, err error) {
 		if n == nil || h.Typeflag == tar.TypeLink || !fs.FileMode(n.stat.Mode).IsRegular() {
 			continue
 		}
-		if n.size, err = io.Copy(out, t); err != nil {
+		if n.size, err = io.Copy(out, &interruptible{ctx, t}); err != nil {
 			return nil, fmt.Errorf("cannot read the build context: %q: %w", h.Name, err)
 		}
 		n.offset, n.stat.Size = at, n.size
@@ -161,18 +175,30 @@ func Read(ctx context.Context, r io.Reader, dir string) (_ *FS, err error) {
 	return f, nil
 }
 
+// interruptible is a reader that ends with ctx. A hole of a sparse file is as
+// long as its header says, and nothing of it has to arrive.
+type interruptible struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (i *interruptible) Read(p []byte) (int, error) {
+	if i.ctx.Err() != nil {
+		return 0, context.Cause(i.ctx)
+	}
+	return i.r.Read(p)
+}
+
 // clean makes a name of an archive relative and plain; "" is the root.
 func clean(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
 // put makes the node of one header; nil for what is left out.
 func (f *FS) put(h *tar.Header) (*node, error) {
 	name := clean(h.Name)
-	if len(name) > maxPath {
-		return nil, fmt.Errorf("cannot read the build context: a path has %d characters", len(name))
+	if len(name) > maxPath || len(h.Linkname) > maxPath {
+		return nil, fmt.Errorf("cannot read the build context: a path has more than %d characters", maxPath)
 	}
-	if f.count++; f.count > maxEntries {
-		return nil, fmt.Errorf("cannot read the build context: it has more than %d entries", maxEntries)
-	}
+	words := len(name) + len(h.Linkname)
 	st := &types.Stat{Path: name, Mode: uint32(h.FileInfo().Mode()), ModTime: h.ModTime.UnixNano()}
 	for k, v := range h.PAXRecords {
 		if key, ok := strings.CutPrefix(k, "SCHILY.xattr."); ok {
@@ -180,7 +206,11 @@ func (f *FS) put(h *tar.Header) (*node, error) {
 				st.Xattrs = map[string][]byte{}
 			}
 			st.Xattrs[key] = []byte(v)
+			words += len(k) + len(v)
 		}
+	}
+	if err := f.take(words); err != nil {
+		return nil, err
 	}
 	switch h.Typeflag {
 	case tar.TypeDir:
@@ -225,6 +255,9 @@ func (f *FS) add(name string, n *node) (*node, error) {
 		full = path.Join(full, part)
 		next := at.children[part]
 		if next == nil || next.children == nil {
+			if err := f.take(len(full)); err != nil {
+				return nil, err
+			}
 			next = &node{stat: &types.Stat{Path: full, Mode: uint32(fs.ModeDir | 0o755)}, children: map[string]*node{}}
 			at.children[part] = next
 		}

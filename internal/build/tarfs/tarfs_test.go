@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"path"
@@ -223,4 +224,59 @@ func FuzzRead(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// Directories on the way to a name are counted as well: a few kilobytes of an
+// archive used to become as many megabytes (CWE-770).
+func TestMemoryIsBounded(t *testing.T) {
+	f := &FS{root: &node{children: map[string]*node{}}, words: maxWords - 10_000}
+	var err error
+	for i := range 10 {
+		if _, err = f.put(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprint(i) + strings.Repeat("/d", 500)}); err != nil {
+			break
+		}
+	}
+	if err == nil || f.count > 500 {
+		t.Errorf("%d nodes, %v", f.count, err)
+	}
+	f = &FS{root: &node{children: map[string]*node{}}, count: maxEntries - 10}
+	if _, err := f.put(&tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("d/", 20) + "f"}); err == nil {
+		t.Error("more directories than entries are allowed")
+	}
+	f = &FS{root: &node{children: map[string]*node{}}, words: maxWords - 1000}
+	if _, err := f.put(&tar.Header{Typeflag: tar.TypeDir, Name: "d", PAXRecords: map[string]string{"SCHILY.xattr.user.a": strings.Repeat("x", 2000)}}); err == nil {
+		t.Error("more bytes of attributes than are allowed")
+	}
+	if _, err := Read(context.Background(), bytes.NewReader(pack(t, tar.Header{Typeflag: tar.TypeSymlink, Name: "l", Linkname: strings.Repeat("x", maxPath+1)})), t.TempDir()); err == nil {
+		t.Error("a link of more than a path's length")
+	}
+}
+
+// A hole costs the sender nothing and us a disk: who goes away must end it.
+func TestHoleEndsWithTheRequest(t *testing.T) {
+	h := make([]byte, 512)
+	for at, text := range map[int]string{0: "hole", 100: "0000644\x00", 124: "00000000000\x00", 136: "00000000000\x00", 148: "        ", 156: "S", 257: "ustar  \x00", 483: "\x80\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff\xff"} {
+		copy(h[at:], text)
+	}
+	sum := 0
+	for _, c := range h {
+		sum += int(c)
+	}
+	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	dir := t.TempDir()
+	done := make(chan error, 1)
+	go func() {
+		_, err := Read(ctx, bytes.NewReader(append(h, make([]byte, 1024)...)), dir)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("it goes on")
+	}
 }
