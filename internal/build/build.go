@@ -143,7 +143,7 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 		},
 		ResolveCacheImporterFuncs: map[string]remotecache.ResolveCacheImporterFunc{
 			"local":    localcache.ResolveCacheImporterFunc(b.sessions),
-			"registry": registrycache.ResolveCacheImporterFunc(b.sessions, store, p.Hosts),
+			"registry": importFromRegistry(b.sessions, store, p.Hosts),
 		},
 		// What a client has to ask for by name (--allow) before it gets it.
 		Entitlements:   []string{string(entitlements.EntitlementNetworkHost), string(entitlements.EntitlementSecurityInsecure)},
