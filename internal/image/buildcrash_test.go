@@ -110,6 +110,7 @@ func upperOf(m []mount.Mount) string {
 // has the files of its layers and of those below, and nothing lies about that
 // none of them needs; and without leases nothing is left at all.
 func TestKilledWhileBuilding(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)

@@ -151,6 +151,7 @@ func big(t testing.TB, names ...string) sample {
 // After a kill at any moment the store opens, holds the image whole or not at
 // all, has no file that nobody needs, and works.
 func TestKilledWhileLoading(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	a := ociArchive(t, gzipped, big(t, "big"))
 	if err := os.WriteFile(filepath.Join(dir, "archive"), a, 0o600); err != nil {
@@ -204,6 +205,7 @@ func TestKilledWhileLoading(t *testing.T) {
 // again: the image is there whole or not at all, nothing is left of what was
 // under way, and the same command succeeds.
 func TestKilledWhilePullingAndPushing(t *testing.T) {
+	t.Parallel()
 	r := newFaulty(t, 0) // the registry in the box; its faults are off
 	r.real = registryWithoutPassword(t)
 	dir := t.TempDir()

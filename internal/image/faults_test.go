@@ -271,16 +271,60 @@ type broken struct{}
 
 func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
-// Two hundred faults of every kind between a store and its registry: an image
-// is right or not there, what was cut goes on where it ended, and no other host
-// sees a credential.
+// Two hundred faults of every kind between stores and their registries: an
+// image is right or not there, what was cut goes on where it ended, and no other
+// host sees a credential. Four pairs go side by side, since most of the time
+// something stands still.
 func TestTwoHundredFaults(t *testing.T) {
+	t.Parallel()
+	const lanes = 4
 	seed := uint64(time.Now().UnixNano())
 	if v := os.Getenv("PROA_TEST_SEED"); v != "" {
 		seed, _ = strconv.ParseUint(v, 10, 64)
 	}
 	t.Logf("PROA_TEST_SEED=%d repeats this", seed)
-	f := newFaulty(t, seed)
+	var (
+		wait   sync.WaitGroup
+		mu     sync.Mutex
+		seen   = map[string]int{}
+		ends   = map[string]int{}
+		resume int
+		again  int64
+	)
+	for lane := range uint64(lanes) {
+		wait.Go(func() {
+			t.Run(fmt.Sprint("pair ", lane), func(t *testing.T) {
+				f := newFaulty(t, seed+lane)
+				got := f.torment(200 / lanes)
+				mu.Lock()
+				defer mu.Unlock()
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				for k, n := range got {
+					ends[k] += n
+				}
+				for k, n := range f.seen {
+					seen[k] += n
+				}
+				resume += f.resume
+				again = max(again, f.again)
+			})
+		})
+	}
+	wait.Wait()
+	t.Logf("faults %v, ends %v, %d resumed, at most %d bytes asked for again", seen, ends, resume, again)
+	if again > 1<<20 {
+		t.Errorf("%d bytes were asked for again", again)
+	}
+	if resume < 5 || ends["pulled"] == 0 || ends["pushed"] == 0 {
+		t.Errorf("the test does not test: %d resumed, %v", resume, ends)
+	}
+}
+
+// torment pulls through half of so many faults, pushes through the others, and
+// says how that ended.
+func (f *faulty) torment(faults int) map[string]int {
+	t := f.t
 	s := openPuller(t, t.TempDir())
 	auth := remote.Credentials{Username: "ada", Password: f.password}
 	ctx := context.Background()
@@ -295,7 +339,7 @@ func TestTwoHundredFaults(t *testing.T) {
 	}
 	whole := tree(t, s)
 	ends := map[string]int{}
-	for f.faults() < 100 {
+	for f.faults() < faults/2 {
 		f.switched(false)
 		if _, err := s.Remove(ctx, f.host+"/big", true, true); err != nil {
 			t.Fatal(err)
@@ -328,7 +372,7 @@ func TestTwoHundredFaults(t *testing.T) {
 			t.Fatalf("without faults: %v", err)
 		}
 	}
-	for n := 0; f.faults() < 200; n++ {
+	for n := 0; f.faults() < faults; n++ {
 		f.switched(true)
 		name := fmt.Sprintf("%s/copy/%d", f.host, n)
 		if err := s.Tag(ctx, f.host+"/big", name); err != nil {
@@ -354,16 +398,10 @@ func TestTwoHundredFaults(t *testing.T) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	t.Logf("faults %v, ends %v, %d resumed, at most %d bytes asked for again", f.seen, ends, f.resume, f.again)
 	for _, l := range f.leaks {
 		t.Errorf("another host saw credentials: %s", l)
 	}
-	if f.again > 1<<20 {
-		t.Errorf("%d bytes were asked for again", f.again)
-	}
-	if f.resume < 5 || ends["pulled"] == 0 || ends["pushed"] == 0 {
-		t.Errorf("the test does not test: %d resumed, %v", f.resume, ends)
-	}
+	return ends
 }
 
 // hasty is a client that gives up what stands still for a moment.
