@@ -2,12 +2,15 @@ package test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -173,6 +176,191 @@ func flip(b []byte) []byte {
 	out := bytes.Clone(b)
 	out[len(out)/2] ^= 0xff
 	return out
+}
+
+// A layer of more than --max-layer-size is refused however it comes, in the same
+// words, and nothing of it stays.
+func TestLayerBombs(t *testing.T) {
+	e := proatest.New(t, proatest.Args("--max-layer-size", "8m"))
+	reg := proatest.NewRegistry(t)
+	reg.In(e.Netns)
+	e.ImportBusybox("bb")
+	dir := t.TempDir()
+	// 64 MiB of nothing, which are 64 KiB on their way.
+	bomb := proatest.Tar(t, proatest.Entry{Name: "zeros", Body: strings.Repeat("\x00", 64<<20)})
+	plain, packed, archive := filepath.Join(dir, "bomb.tar"), filepath.Join(dir, "bomb.tar.gz"), filepath.Join(dir, "archive.tar")
+	for name, b := range map[string][]byte{plain: bomb, archive: proatest.Archive(t, "bomb", nil, bomb)} {
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := exec.Command("sh", "-c", "gzip -k "+plain).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	proatest.Must(t, proatest.Crane(t, nil, "append", "-f", packed, "-t", reg.Addr+"/bomb"))
+	context := buildContext(t,
+		"copy/Dockerfile", "FROM bb\nCOPY huge /\n", "add/Dockerfile", "FROM bb\nADD bomb.tar.gz /\n", "run/Dockerfile", "FROM bb\nRUN head -c 9000000 /dev/zero >/zeros\n",
+		"from/Dockerfile", "FROM "+reg.Addr+"/bomb\nCOPY copy /\n")
+	if err := os.Rename(packed, filepath.Join(context, "bomb.tar.gz")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(context, "huge"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(context, "huge"), 9<<20); err != nil {
+		t.Fatal(err)
+	}
+	e.MustProa("run", "--network", "none", "--name", "large", "bb", "sh", "-c", "head -c 9000000 /dev/zero >/zeros")
+	build := func(name string, more ...string) []string {
+		return append(append([]string{"build", "-t", "bomb", "-f", filepath.Join(context, name, "Dockerfile")}, more...), context)
+	}
+	before, images := e.StoreFiles(), e.MustProa("images", "-aq", "--no-trunc")
+	for _, c := range []struct {
+		name, entry string
+		args        []string
+	}{
+		{"import", "zeros", []string{"import", plain, "bomb"}},
+		{"load", "zeros", []string{"load", "-i", archive}},
+		{"pull", "zeros", []string{"pull", reg.Addr + "/bomb"}},
+		{"run", "zeros", []string{"run", "--rm", reg.Addr + "/bomb", "true"}},
+		{"commit", "zeros", []string{"commit", "large", "bomb"}},
+		{"build with COPY", "huge", build("copy")},
+		{"build with ADD", "zeros", build("add")},
+		{"build with RUN", "zeros", build("run")},
+		{"build with RUN in a VM", "zeros", build("run", "--isolation", "vm")},
+		{"build FROM", "zeros", build("from")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			clis := map[string]func(...string) proatest.Result{"proa": e.Proa, "docker": e.Docker}
+			if c.args[0] == "build" {
+				delete(clis, "docker") // its own words stand around
+			}
+			for cli, run := range clis {
+				r := run(c.args...)
+				want := fmt.Sprintf("entry %q: the layer holds more than 8388608 bytes, the limit that --max-layer-size of the engine sets", c.entry)
+				if r.Code != 1 && (c.args[0] != "run" || r.Code != 125) || !strings.Contains(r.Stderr, want) {
+					t.Errorf("%s: exit code %d, %q does not say %q", cli, r.Code, r.Stdout+r.Stderr, want)
+				}
+				if cli == "proa" && (strings.Contains(r.Stderr, "reader is done") || strings.Contains(r.Stderr, "proa: cannot build: failed to")) {
+					t.Errorf("its last word is %q", r.Stderr[max(0, len(r.Stderr)-300):])
+				}
+			}
+			if now := e.MustProa("images", "-aq", "--no-trunc"); now != images {
+				t.Errorf("images: %s\nbefore: %s", now, images)
+			}
+		})
+	}
+	forgetBuilds(t, e, before)
+	e.MustProa("rm", "large")
+}
+
+// A context may hold a terabyte that no instruction asks for: it is neither read
+// nor sent. Docker's old route sends all that .dockerignore does not name.
+func TestHugeFilesInAContext(t *testing.T) {
+	e := proatest.New(t)
+	dir := buildContext(t, "Dockerfile", "FROM scratch\nCOPY small /\n", "small", "x")
+	huge := filepath.Join(dir, "huge")
+	if err := os.WriteFile(huge, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(huge, 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []proatest.Result{e.Proa("build", "-t", "small", dir), e.Docker("buildx", "build", "-t", "small", dir)} {
+		if r.Code != 0 || r.Took > 20*time.Second {
+			t.Errorf("exit code %d after %v: %s%s", r.Code, r.Took, r.Stdout, r.Stderr)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, ".dockerignore"), []byte("huge\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := e.Exec("", "env", "DOCKER_BUILDKIT=0", proatest.DockerCLI(t), "-H", e.Host, "build", "-t", "small", dir); r.Code != 0 || r.Took > 20*time.Second {
+		t.Errorf("without BuildKit: exit code %d after %v: %s%s", r.Code, r.Took, r.Stdout, r.Stderr)
+	}
+}
+
+// Registries that send nonsense are refused in words that say what and why.
+func TestBadRegistries(t *testing.T) {
+	e := proatest.New(t)
+	const host = "127.0.0.1:5007"
+	index := func(archs ...string) string {
+		var list []string
+		for _, a := range archs {
+			list = append(list, fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:%064d","size":7,"platform":{"os":"linux","architecture":%q}}`, len(list), a))
+		}
+		return `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[` + strings.Join(list, ",") + `]}`
+	}
+	docs := map[string][2]string{
+		"large":   {"application/vnd.oci.image.manifest.v1+json", `{"schemaVersion":2,"x":"` + strings.Repeat("x", 4<<20) + `"}`},
+		"foreign": {"application/vnd.oci.image.index.v1+json", index("s390x", "riscv64")},
+		"empty":   {"application/vnd.oci.image.index.v1+json", index()},
+		"old":     {"application/vnd.docker.distribution.manifest.v1+prettyjws", `{"schemaVersion":1,"name":"old","fsLayers":[]}`},
+		"html":    {"text/html", "<html>please log in to the network</html>"},
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v2/" {
+			return
+		}
+		name, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")
+		d, ok := docs[name]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", d[0])
+		w.Header().Set("Docker-Content-Digest", fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(d[1]))))
+		_, _ = io.WriteString(w, d[1])
+	})}
+	l := proatest.ListenIn(t, e.Netns, host)
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { srv.Close() })
+	before := e.StoreFiles()
+	for name, says := range map[string][]string{
+		"large":   {"the manifest latest of registry " + host + " is larger than the 4194304 bytes that are allowed"},
+		"foreign": {"the image is for linux/riscv64 and linux/s390x and this host is linux/amd64"},
+		"empty":   {"the image is for no known platform and this host is linux/amd64"},
+		"old":     {"it is of Docker's schema 1, which is not supported: push the image again with a Docker of 2016 or later (1.10)"},
+		"html":    {"cannot use the manifest latest of registry " + host + ": invalid character '<'"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			image := host + "/" + name
+			dir := buildContext(t, "Dockerfile", "FROM "+image+"\nCOPY Dockerfile /\n")
+			for what, r := range map[string]proatest.Result{
+				"pull": e.Proa("pull", image), "docker pull": e.Docker("pull", image), "run": e.Proa("run", "--rm", image), "build": e.Proa("build", "-t", "bad", dir),
+			} {
+				if code := map[bool]int{true: 125, false: 1}[what == "run"]; r.Code != code {
+					t.Errorf("%s: exit code %d", what, r.Code)
+				}
+				if what == "build" {
+					says = nil // those are BuildKit's own words
+				}
+				for _, s := range append(says, host+"/"+name) {
+					if !strings.Contains(r.Stderr, s) {
+						t.Errorf("%s: %q does not say %q", what, r.Stderr, s)
+					}
+				}
+			}
+		})
+	}
+	forgetBuilds(t, e, before)
+}
+
+// forgetBuilds removes what builds leave for later ones; then the store's layers,
+// indexes and snapshots are those of before. The documents of images stay for
+// five minutes after a FROM has asked for them.
+func forgetBuilds(t *testing.T, e *proatest.Engine, before []string) {
+	t.Helper()
+	layers := func(files []string) []string {
+		return slices.DeleteFunc(slices.Clone(files), func(f string) bool { return strings.HasPrefix(f, "image/content/") })
+	}
+	e.MustProa("builder", "prune", "-af")
+	var now []string
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if now = layers(e.StoreFiles()); slices.Equal(now, layers(before)) {
+			return
+		}
+	}
+	t.Errorf("files of the store after all was removed:\n%s", strings.Join(now, "\n"))
 }
 
 // A full data root is an error that says so; after room is made it goes on.

@@ -54,7 +54,8 @@ func (p *plainError) Unwrap() error { return p.error }
 var (
 	// between is what BuildKit's layers put before an error: their own steps, ids
 	// of their cache, and the address of a request whose host the error names.
-	between = regexp.MustCompile(`failed to (compute|load) cache key: |failed to calculate checksum of ref \S+: |failed to resolve source metadata for \S+: |failed to do request: [A-Z][a-z]+ "[^"]*": |failed to authorize: `)
+	between = regexp.MustCompile(`failed to (compute|load) cache key: |failed to calculate checksum of ref \S+: |failed to resolve source metadata for \S+: |failed to do request: [A-Z][a-z]+ "[^"]*": |failed to authorize: |` +
+		`failed to commit \S+ to \S+ during finalize: |cannot commit snapshot "[^"]*": `)
 	// process is what it puts before the end of a RUN: the whole instruction,
 	// which stands above already.
 	process = regexp.MustCompile(`(?s)^process "(?:[^"\\]|\\.)*" did not complete successfully: `)

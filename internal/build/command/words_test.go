@@ -10,12 +10,13 @@ import (
 // registry says itself stays.
 func TestTidied(t *testing.T) {
 	for in, want := range map[string]string{
-		`process "/bin/sh -c echo \"a\" && exit 3" did not complete successfully: exit code: 3`:                                                   "exit code: 3",
-		"process \"/bin/sh -c set -e\\nfalse: unavailable\" did not complete successfully: exit code: 1":                                          "exit code: 1",
-		`failed to do request: Head "https://registry/v2/b/manifests/latest": cannot reach registry registry: nothing listens there: unavailable`: "cannot reach registry registry: nothing listens there",
-		`failed to compute cache key: failed to calculate checksum of ref proa-container::qahtbq4p39hmf6igxiuyp8c29: "/helo.txt": not found`:      `"/helo.txt": not found`,
-		`biuld: failed to resolve source metadata for docker.io/library/biuld:latest: cannot reach it: failed precondition (did you mean build?)`: `biuld: cannot reach it (did you mean build?)`,
-		`failed to load cache key: invalid response status 404`:                                                                                   "invalid response status 404",
+		`process "/bin/sh -c echo \"a\" && exit 3" did not complete successfully: exit code: 3`:                                                                       "exit code: 3",
+		"process \"/bin/sh -c set -e\\nfalse: unavailable\" did not complete successfully: exit code: 1":                                                              "exit code: 1",
+		`failed to do request: Head "https://registry/v2/b/manifests/latest": cannot reach registry registry: nothing listens there: unavailable`:                     "cannot reach registry registry: nothing listens there",
+		`failed to compute cache key: failed to calculate checksum of ref proa-container::qahtbq4p39hmf6igxiuyp8c29: "/helo.txt": not found`:                          `"/helo.txt": not found`,
+		`biuld: failed to resolve source metadata for docker.io/library/biuld:latest: cannot reach it: failed precondition (did you mean build?)`:                     `biuld: cannot reach it (did you mean build?)`,
+		`failed to commit yacusf8nv to lqd8ueq73 during finalize: cannot commit snapshot "yacusf8nv": entry "f": the layer holds more than 1 bytes: invalid argument`: `entry "f": the layer holds more than 1 bytes`,
+		`failed to load cache key: invalid response status 404`:                                                                                                       "invalid response status 404",
 		"secret key: not found": "secret key: not found",
 		"dockerfile parse error on line 2: unknown instruction: RUNN (did you mean RUN?)": "dockerfile parse error on line 2: unknown instruction: RUNN (did you mean RUN?)",
 	} {

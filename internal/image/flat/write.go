@@ -283,7 +283,7 @@ func (w *writer) contents(r io.Reader, size int64) ([]erofs.Extent, error) {
 		return nil, invalid("it has %d bytes", size)
 	}
 	if size > w.limits.Bytes-w.bytes {
-		return nil, invalid("the layer holds more than %d bytes", w.limits.Bytes)
+		return nil, invalid("the layer holds more than %d bytes, the limit that --max-layer-size of the engine sets", w.limits.Bytes)
 	}
 	w.bytes += size
 	step := int64(maxChunk)

@@ -151,16 +151,19 @@ func (s *Store) seal(ctx context.Context, bkey string, r record, layers []digest
 		done <- err
 	}()
 	l, err := s.cfg.Files.Write(ctx, pr)
-	pr.CloseWithError(errors.New("the reader is done"))
-	// The walk's error is the reason of the other one.
-	if werr := <-done; werr != nil && err != nil {
-		return "", werr
-	}
-	if err != nil {
+	pr.CloseWithError(errReaderDone)
+	// A walk that failed by itself is the reason of the other error.
+	if werr := <-done; err != nil {
+		if werr != nil && !errors.Is(werr, errReaderDone) {
+			return "", werr
+		}
 		return "", err
 	}
 	return own(l), nil
 }
+
+// errReaderDone is what a walk gets that goes on after its layer was given up.
+var errReaderDone = errors.New("the reader is done")
 
 // writeUpper writes the layer tar of an upper directory over what is attached
 // at lower, if anything is.
