@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -34,6 +35,24 @@ type APIError struct {
 	// ExitCode is the code that a run should end with (125, 126 or 127) where
 	// the engine said one; 0 otherwise.
 	ExitCode int
+
+	path string // what was asked, without the API's version
+}
+
+// Hint says where the names are of what was not found.
+func (e *APIError) Hint() string {
+	kind, rest, _ := strings.Cut(strings.TrimPrefix(e.path, "/"), "/")
+	what := rest[strings.LastIndex(rest, "/")+1:]
+	switch {
+	case e.Status != http.StatusNotFound || e.ExitCode != 0: // a program that is not in the image
+	case kind == "containers" && what != "create" && what != "archive": // an image, a file
+		return "proa ps -a lists the containers"
+	case kind == "images" && what != "create" && what != "push": // of a registry
+		return "proa images lists what is here"
+	case kind == "volumes":
+		return "proa volume ls lists the volumes"
+	}
+	return ""
 }
 
 // Error gives the engine's own words.
@@ -150,6 +169,9 @@ func (c *Client) send(req *http.Request) (io.ReadCloser, error) {
 	return resp.Body, nil
 }
 
+// version begins the path of a request.
+var version = regexp.MustCompile(`^/v[0-9.]+`)
+
 // apiError reads {"message": ...}, or whatever text came instead.
 func apiError(resp *http.Response) error {
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
@@ -163,7 +185,7 @@ func apiError(resp *http.Response) error {
 	if m.Message == "" {
 		m.Message = resp.Status
 	}
-	return &APIError{Status: resp.StatusCode, Message: m.Message, ExitCode: m.ExitCode}
+	return &APIError{Status: resp.StatusCode, Message: m.Message, ExitCode: m.ExitCode, path: version.ReplaceAllString(resp.Request.URL.Path, "")}
 }
 
 // Do sends in (if not nil) as JSON and decodes the answer into out (if not nil).
