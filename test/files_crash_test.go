@@ -157,3 +157,57 @@ func TestPackageInstalledInVM(t *testing.T) {
 		t.Errorf("on another engine it says %q", got)
 	}
 }
+
+// What was committed behind either wall is pushed, pulled by an engine that
+// never saw it, and is there the same image: files, owners, modes, capabilities,
+// and what was deleted. It runs behind both walls.
+func TestCommitsTravelThroughARegistry(t *testing.T) {
+	reg := proatest.NewRegistry(t)
+	here, there := proatest.New(t), proatest.New(t)
+	reg.In(here.Netns)
+	reg.In(there.Netns)
+	here.ImportBusybox("bb", proatest.Entry{Name: "tool", Mode: 0o755, Body: "#!/bin/sh\nexec cat /opt/word\n", Xattrs: map[string]string{"security.capability": netBind}})
+	saved := func(e *proatest.Engine, image string) *proatest.Saved {
+		t.Helper()
+		file := filepath.Join(e.Dir, "saved.tar")
+		defer os.Remove(file)
+		e.MustProa("save", "-o", file, image)
+		return proatest.ReadSaved(t, file)
+	}
+	since := time.Now().Add(-2 * time.Second)
+	lists := map[string]string{}
+	for _, w := range walls {
+		name, image := "made-"+w.name, reg.Addr+"/made/"+w.name+":1"
+		here.MustDocker(append(append([]string{"run", "-d", "--network", "none", "--name", name}, w.args...), "bb", "sleep", "1000")...)
+		here.MustDocker("exec", name, "sh", "-c", "mkdir -p /opt/d && echo kept >/opt/word && ln /opt/word /opt/d/link && chown 1000:7 /opt/word && chmod 4750 /opt/d && mv /tool /opt/tool && rm /etc/group && rm -r /home && mkdir /home")
+		here.MustProa("commit", "-c", `CMD ["sh", "/opt/tool"]`, name, image)
+		pushed := digestWord.FindString(here.MustProa("push", image))
+		here.MustDocker("rm", "-f", name)
+		if out := there.MustProa("pull", image); digestWord.FindString(out) != pushed {
+			t.Errorf("pushed as %s, pulled %s", pushed, out)
+		}
+		const id = "{{.Id}}"
+		if a, b := here.MustProa("image", "inspect", "-f", id, image), there.MustProa("image", "inspect", "-f", id, image); a != b {
+			t.Errorf("behind %s: %s here, %s there", w.name, a, b)
+		}
+		bb := saved(here, "bb")
+		pulled := saved(there, image).Files
+		if pulled["/tool"] != nil {
+			t.Errorf("behind %s: what was moved away is there", w.name)
+		}
+		mine, theirs := saved(here, image).Files.List(bb.Files, since), pulled.List(bb.Files, since)
+		sameText(t, "what was pulled of "+w.name, theirs, mine)
+		lists[w.name] = theirs
+		for _, wall := range walls {
+			if got := there.MustDocker(append(append([]string{"run", "--rm", "--network", "none"}, wall.args...), image)...); got != "kept" {
+				t.Errorf("committed behind %s, run behind %s it says %q", w.name, wall.name, got)
+			}
+		}
+	}
+	sameText(t, "what was committed in a VM", lists["vm"], lists["container"])
+	for _, line := range []string{"gone /etc/group", "security.capability=", "file 0644 1000:7 5 now /opt/d/link", "dir  4750 0:0 0 now /opt/d", "gone /home/app"} {
+		if !strings.Contains(lists["container"], line) {
+			t.Errorf("no %q in\n%s", line, lists["container"])
+		}
+	}
+}
