@@ -112,8 +112,9 @@ func (p *puller) leave(ctx context.Context, f *fetch, key [2]digest.Digest, err 
 	all.mu.Lock()
 	f.users--
 	last := f.users == 0
-	if (last || err != nil) && all.all[key] == f {
-		delete(all.all, key) // nobody shall join what has failed
+	// Nobody shall join what has failed. Who was cancelled leaves it to the others.
+	if (last || err != nil && ctx.Err() == nil) && all.all[key] == f {
+		delete(all.all, key)
 	}
 	all.mu.Unlock()
 	if !last {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -145,10 +146,9 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (_ PullResu
 		}
 		c.plf = &p
 	}
-	p := &puller{s: s, repo: s.cfg.Registries.Repository(named, o.Auth), tell: o.Progress}
-	if p.tell == nil {
-		p.tell = func(Progress) {}
-	}
+	t := newTeller(o.Progress)
+	defer t.close() // after the job has ended: nobody waits for who listens slowly but Pull
+	p := &puller{s: s, repo: s.cfg.Registries.Repository(named, o.Auth), tell: t.tell}
 	top, err := p.repo.Manifest(ctx, at)
 	if err != nil {
 		return PullResult{}, p.notFound(ctx, named, at, err)
@@ -340,15 +340,6 @@ func (p *puller) source(old map[string]string) map[string]string {
 func (p *puller) layers(ctx context.Context, blobs []ocispec.Descriptor, diffIDs []digest.Digest) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(atOnce)
-	tell := p.tell
-	events := make(chan Progress)
-	told := make(chan struct{})
-	go func() {
-		defer close(told)
-		for e := range events {
-			tell(e)
-		}
-	}()
 	seen := map[digest.Digest]bool{}
 	for i, l := range blobs {
 		if seen[l.Digest] {
@@ -356,16 +347,83 @@ func (p *puller) layers(ctx context.Context, blobs []ocispec.Descriptor, diffIDs
 		}
 		seen[l.Digest] = true
 		g.Go(func() error {
-			if err := p.layer(gctx, l, diffIDs[i], func(e Progress) { e.Layer = l.Digest; events <- e }); err != nil {
+			if err := p.layer(gctx, l, diffIDs[i], func(e Progress) { e.Layer = l.Digest; p.tell(e) }); err != nil {
 				return fmt.Errorf("layer %d of %d: %w", i+1, len(blobs), err)
 			}
 			return nil
 		})
 	}
-	err := g.Wait()
-	close(events)
-	<-told
-	return err
+	return g.Wait()
+}
+
+// teller hands on what happens to layers and holds nobody up: a client that is
+// stopped and reads nothing must not keep the work, and with it every
+// collection of garbage, from ending. What waits is bounded: of how far a layer
+// is, the last word alone.
+type teller struct {
+	mu      sync.Mutex // guards what follows
+	waiting []Progress
+	closed  bool
+
+	wake chan struct{} // holds one request
+	done chan struct{}
+}
+
+// newTeller calls fn, which may be nil, from a goroutine of its own.
+func newTeller(fn func(Progress)) *teller {
+	t := &teller{wake: make(chan struct{}, 1), done: make(chan struct{})}
+	if fn == nil {
+		fn = func(Progress) {}
+	}
+	go func() {
+		defer close(t.done)
+		for range t.wake {
+			t.mu.Lock()
+			now, closed := t.waiting, t.closed
+			t.waiting = nil
+			t.mu.Unlock()
+			for _, e := range now {
+				fn(e)
+			}
+			if closed {
+				return
+			}
+		}
+	}()
+	return t
+}
+
+func (t *teller) tell(e Progress) {
+	t.mu.Lock()
+	last := -1
+	for i := range t.waiting {
+		if t.waiting[i].Layer == e.Layer {
+			last = i
+		}
+	}
+	if last >= 0 && t.waiting[last].Stage == e.Stage {
+		t.waiting[last] = e
+	} else {
+		t.waiting = append(t.waiting, e)
+	}
+	t.mu.Unlock()
+	t.ring()
+}
+
+func (t *teller) ring() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
+// close waits until all was told.
+func (t *teller) close() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.ring()
+	<-t.done
 }
 
 // layer brings one layer unless it is here.

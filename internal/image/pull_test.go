@@ -340,6 +340,46 @@ func TestPullTwiceAtOnce(t *testing.T) {
 	checkBig(t, s, get(t, s, ref(r, "big")))
 }
 
+// Somebody stops the client of a pull (Ctrl-Z), which reads nothing any more: the
+// pull ends all the same, and what is removed then gives its disk back.
+func TestPullOfAStoppedClient(t *testing.T) {
+	r := newRegistry(t)
+	r.put("big", "latest", gzipped, big(t))
+	s := openPuller(t, t.TempDir())
+	stopped := make(chan struct{})
+	done := make(chan error, 1)
+	var told []Progress
+	go func() {
+		_, err := s.Pull(context.Background(), ref(r, "big"), PullOptions{Progress: func(p Progress) {
+			<-stopped
+			told = append(told, p)
+		}})
+		done <- err
+	}()
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				close(stopped)
+				<-done
+				t.Fatal(what)
+			}
+		}
+	}
+	until("the image does not come", func() bool { _, err := s.Get(context.Background(), ref(r, "big")); return err == nil })
+	if _, err := s.Remove(context.Background(), ref(r, "big"), false, false); err != nil {
+		t.Error(err)
+	}
+	until("nothing is collected", func() bool { return len(tree(t, s)) == 0 })
+	close(stopped)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if n := len(told); n == 0 || told[n-1].Stage != Pulled {
+		t.Errorf("what the client hears in the end: %v", told)
+	}
+}
+
 func TestPullCancelled(t *testing.T) {
 	r := newRegistry(t)
 	r.put("big", "latest", gzipped, big(t))
@@ -512,4 +552,51 @@ func FuzzRemoteName(f *testing.F) {
 			t.Errorf("%q is %q at %q, and that is %v at %q, %v", name, named, at, again, at2, err)
 		}
 	})
+}
+
+// Who gives up leaves a layer to those who still want it, and to those who come.
+func TestFetchGoesOnWithoutTheOneWhoGaveUp(t *testing.T) {
+	r := newRegistry(t)
+	d := r.put("one", "latest", gzipped, hello(t))
+	gate := make(chan struct{})
+	r.wrapped(func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			if strings.Contains(q.URL.Path, "/blobs/") {
+				<-gate
+			}
+			h.ServeHTTP(w, q)
+		})
+	})
+	s := openPuller(t, t.TempDir())
+	named, at, err := parseRemote(ref(r, "one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &puller{s: s, repo: s.cfg.Registries.Repository(named, noAuth)}
+	m, err := p.repo.Manifest(context.Background(), at)
+	if err != nil || m.Digest != d.Digest {
+		t.Fatalf("%v %v", m.Digest, err)
+	}
+	var doc ocispec.Manifest
+	if err := decodeJSON(m.Raw, "manifest", &doc); err != nil {
+		t.Fatal(err)
+	}
+	blob, want := doc.Layers[0], digest.FromString("not asked")
+	gone, cancel := context.WithCancel(context.Background())
+	first, _ := p.join(gone, blob, want)
+	second, _ := p.join(context.Background(), blob, want)
+	cancel()
+	p.leave(gone, first, [2]digest.Digest{blob.Digest, want}, gone.Err())
+	third, mine := p.join(context.Background(), blob, want)
+	if second != first || third != first || mine {
+		t.Error("the layer is fetched a second time")
+	}
+	close(gate)
+	<-first.done
+	for _, f := range []*fetch{second, third} {
+		p.leave(context.Background(), f, [2]digest.Digest{blob.Digest, want}, f.err)
+	}
+	if left := tree(t, s); len(left) != 0 || len(s.fetches.all) != 0 {
+		t.Errorf("left: %v, %d fetches", left, len(s.fetches.all))
+	}
 }
