@@ -15,25 +15,26 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
-	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/suggest"
 	"github.com/moby/patternmatcher"
 	"github.com/moby/patternmatcher/ignorefile"
 	"github.com/tonistiigi/fsutil"
-	"google.golang.org/grpc/codes"
 
 	proaclient "proa/internal/client"
 )
 
 // hintFor finds out what to try next: it looks at the instruction that an
-// error is about and at the files that it names. It never reads the words of
-// the error; "" where there is nothing to say.
+// error is about and at the files that it names. Of an error's words it reads
+// a registry's status alone; "" where there is nothing to say.
 func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string {
 	var exit *gatewaypb.ExitError
 	if errors.As(err, &exit) {
 		if hint := exitHint(exit.ExitCode); hint != "" {
 			return hint
 		}
+	}
+	if m := refused.FindStringSubmatch(err.Error()); m != nil && (strings.HasPrefix(m[2], "401") || strings.HasPrefix(m[2], "403")) {
+		return strings.TrimSuffix("proa login "+strings.TrimPrefix(m[1], "registry-1."), " docker.io")
 	}
 	all := errdefs.Sources(err)
 	if len(all) == 0 {
@@ -60,7 +61,7 @@ func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string 
 			if near, ok := suggest.Search(n.Next.Value, stages, false); ok {
 				return fmt.Sprintf("no stage and no image is called %q; there is a stage %q", n.Next.Value, near)
 			}
-			return imageHint(ctx, f, n.Next.Value, err)
+			return imageHint(ctx, f, n.Next.Value)
 		}
 		cmd, perr := instructions.ParseInstruction(n)
 		if perr != nil {
@@ -75,7 +76,7 @@ func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string 
 				if h := stageHint(c.From, stages); h != "" {
 					return h
 				}
-				return imageHint(ctx, f, c.From, err)
+				return imageHint(ctx, f, c.From)
 			}
 			return missingHint(ctx, src, c.SourcePaths)
 		case *instructions.AddCommand:
@@ -104,8 +105,8 @@ func exitHint(code uint32) string {
 }
 
 // imageHint helps where the image of a FROM cannot be had: it knows those that
-// are here, and the registry that was asked.
-func imageHint(ctx context.Context, f *buildFlags, image string, err error) string {
+// are here.
+func imageHint(ctx context.Context, f *buildFlags, image string) string {
 	named, perr := reference.ParseNormalizedNamed(image)
 	if perr != nil {
 		return "" // a variable, or what the error says already
@@ -114,17 +115,10 @@ func imageHint(ctx context.Context, f *buildFlags, image string, err error) stri
 	if slices.Contains(here, reference.FamiliarString(reference.TagNameOnly(named))) {
 		return "leave --platform out to use the one that is here; one of the other platform comes by proa load or from a registry"
 	}
-	near := nearImage(reference.FamiliarName(named), here)
-	registry := reference.Domain(named)
-	switch code := grpcerrors.Code(err); {
-	case near != "":
+	if near := nearImage(reference.FamiliarName(named), here); near != "" {
 		return fmt.Sprintf("no image is called %q here; there is %q", image, near)
-	case code == codes.Unauthenticated, code == codes.PermissionDenied:
-		return strings.TrimSuffix("proa login "+registry, " docker.io") + ", if the name is right"
-	case code == codes.NotFound:
-		return fmt.Sprintf("%s has no such image, or shows it only after proa login: is the name right?", registry)
 	}
-	return "what is here needs no registry: proa images lists it, and proa load brings an image from a file"
+	return "is the name right? What is here needs no registry: proa images lists it, and proa load brings an image from a file"
 }
 
 // nearImage finds among the names that are here one of the same repository, or

@@ -59,6 +59,8 @@ var (
 	// process is what it puts before the end of a RUN: the whole instruction,
 	// which stands above already.
 	process = regexp.MustCompile(`(?s)^process "(?:[^"\\]|\\.)*" did not complete successfully: `)
+	// refused is an answer of a registry, which BuildKit gives no type.
+	refused = regexp.MustCompile(`unexpected status from [A-Z]+ request to https?://([^/\s]+)/\S*: ([0-9]{3} [A-Z][A-Za-z ]+)`)
 	// kind is the kind of an error, which its words say already. "not found" stays,
 	// because BuildKit says of a secret or a file nothing else.
 	kind = regexp.MustCompile(`: (` + strings.Join([]string{
@@ -83,7 +85,11 @@ func tidied(text string) string {
 	if end := process.FindString(text); end != "" {
 		return text[len(end):]
 	}
-	return kind.ReplaceAllString(between.ReplaceAllString(text, ""), "$2")
+	text = refused.ReplaceAllString(between.ReplaceAllString(text, ""), "registry $1 says $2")
+	if name, rest, _ := strings.Cut(text, ": "); strings.HasPrefix(rest, name+": ") {
+		text = rest // two layers name the same image
+	}
+	return kind.ReplaceAllString(text, "$2")
 }
 
 // tidy passes on what a build says, in words for people, until from is closed;

@@ -17,6 +17,8 @@ func TestTidied(t *testing.T) {
 		`biuld: failed to resolve source metadata for docker.io/library/biuld:latest: cannot reach it: failed precondition (did you mean build?)`:                     `biuld: cannot reach it (did you mean build?)`,
 		`failed to commit yacusf8nv to lqd8ueq73 during finalize: cannot commit snapshot "yacusf8nv": entry "f": the layer holds more than 1 bytes: invalid argument`: `entry "f": the layer holds more than 1 bytes`,
 		`failed to load cache key: invalid response status 404`:                                                                                                       "invalid response status 404",
+		`failed to push h:5010/team/q:latest: unexpected status from HEAD request to http://h:5010/v2/team/q/blobs/sha256:cf: 401 Unauthorized`:                       "failed to push h:5010/team/q:latest: registry h:5010 says 401 Unauthorized",
+		"h:5010/team/app:1: h:5010/team/app:1: not found":                                                                                                             "h:5010/team/app:1: not found",
 		"secret key: not found": "secret key: not found",
 		"dockerfile parse error on line 2: unknown instruction: RUNN (did you mean RUN?)": "dockerfile parse error on line 2: unknown instruction: RUNN (did you mean RUN?)",
 	} {
