@@ -24,6 +24,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -727,3 +728,69 @@ func TestNobodyElseLeadsToLoopback(t *testing.T) {
 		}
 	}
 }
+
+// A registry may answer before it has read a blob. From then on nothing is read of
+// it, though the transport would go on, and nobody is told of progress: a push
+// has closed its channel by then.
+func TestNothingIsToldAfterAnUpload(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		switch q.Method {
+		case http.MethodPost:
+			w.Header().Set("Location", q.URL.Path+"here")
+			w.WriteHeader(http.StatusAccepted)
+		case http.MethodPut:
+			c := http.NewResponseController(w)
+			if err := c.EnableFullDuplex(); err != nil {
+				t.Error(err)
+			}
+			w.WriteHeader(http.StatusForbidden)
+			_ = c.Flush()
+			_, _ = io.Copy(io.Discard, q.Body)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	defer s.Close()
+	const size = 200 << 10
+	body := &slowly{data: bytes.Repeat([]byte("x"), size)}
+	var ended atomic.Bool
+	var late atomic.Int32
+	_, err := repo(t, quick(t), hostOf(s), Credentials{}).Upload(t.Context(), Upload{
+		Desc: ocispec.Descriptor{Digest: digest.FromBytes(body.data), Size: size},
+		Open: func(int64) (io.ReadCloser, error) { return body, nil },
+		Progress: func(int64) {
+			if ended.Load() {
+				late.Add(1)
+			}
+		},
+	})
+	ended.Store(true)
+	if err == nil || body.read() == 0 || body.read() == size {
+		t.Fatalf("the answer did not come in the middle: %v, %d of %d bytes were read", err, body.read(), size)
+	}
+	at := body.read()
+	time.Sleep(200 * time.Millisecond)
+	if body.read() != at || late.Load() != 0 {
+		t.Errorf("after the answer %d bytes were read, and %d times somebody was told", body.read()-at, late.Load())
+	}
+}
+
+// slowly is a body that comes a kilobyte every two milliseconds.
+type slowly struct {
+	data []byte
+	at   atomic.Int64
+}
+
+func (s *slowly) read() int { return int(s.at.Load()) }
+
+func (s *slowly) Read(p []byte) (int, error) {
+	time.Sleep(2 * time.Millisecond)
+	if s.read() == len(s.data) {
+		return 0, io.EOF
+	}
+	n := copy(p[:min(len(p), 1<<10)], s.data[s.read():])
+	s.at.Add(int64(n))
+	return n, nil
+}
+
+func (s *slowly) Close() error { return nil }
