@@ -50,7 +50,11 @@ func (e *Engine) Files(ctx context.Context, ref string, r *rootfs.Request, in io
 			return err
 		}
 	}
-	err = e.files(ctx, b, r, in, out)
+	if r.Op == rootfs.OpGet && c.Kind == isolation.VM {
+		err = guestTar(ctx, r.Path, out, func(out io.Writer) error { return e.files(ctx, b, r, in, out) })
+	} else {
+		err = e.files(ctx, b, r, in, out)
+	}
 	switch {
 	case errdefs.IsNotFound(err) && !b.isGone() && r.Path != "":
 		return refusef(errdefs.ErrNotFound, "Could not find the file %s in container %s", r.Path, strings.TrimPrefix(ref, "/"))
