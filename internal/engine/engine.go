@@ -109,6 +109,9 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 			return nil, fmt.Errorf("cannot make engine directory: %w", err)
 		}
 	}
+	if err := sys.SpreadDirs(e.containersDir()); err != nil {
+		return nil, fmt.Errorf("cannot make engine directory: %w", err)
+	}
 	if err := e.openUserNS(); err != nil {
 		return nil, err
 	}

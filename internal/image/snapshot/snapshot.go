@@ -138,6 +138,9 @@ func (s *Store) Open(ctx context.Context, meta *metadata.DB) error {
 	if err := os.MkdirAll(s.empty(), 0o755); err != nil {
 		return fmt.Errorf("cannot open the snapshots: %w", err)
 	}
+	if err := sys.SpreadDirs(s.cfg.Root); err != nil {
+		return fmt.Errorf("cannot open the snapshots: %w", err)
+	}
 	if err := s.cfg.DB.View(func(tx *bolt.Tx) error {
 		return bucket.ForEach(tx, func(key string, r record) error {
 			if r.Dir > 0 {
