@@ -96,6 +96,7 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot make the builder's directory: %w", err)
 	}
+	recall(&p)
 	b := &Builder{cfg: cfg}
 	if b.sessions, err = session.NewManager(); err != nil {
 		return nil, fmt.Errorf("cannot open the builder's sessions: %w", err)

@@ -60,7 +60,8 @@ func (a *app) build(ctx context.Context, args []string) error {
 }
 
 // dial reaches BuildKit's control API through the engine.
-func dial(ctx context.Context, host, isolation string) (*client.Client, error) {
+// A session goes through a cork.
+func dial(ctx context.Context, host, isolation string, files *cork) (*client.Client, error) {
 	c, err := proaclient.New(host)
 	if err != nil {
 		return nil, err
@@ -81,7 +82,11 @@ func dial(ctx context.Context, host, isolation string) (*client.Client, error) {
 				h.Add(k, v)
 			}
 		}
-		return c.Upgrade(ctx, "/session", proto, h)
+		conn, err := c.Upgrade(ctx, "/session", proto, h)
+		if err != nil {
+			return nil, err
+		}
+		return files.around(conn), nil
 	}))
 }
 
@@ -92,11 +97,12 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 		return err
 	}
 	defer src.close()
-	opt, err := f.solveOpt(src)
+	files := &cork{}
+	opt, err := f.solveOpt(src, files)
 	if err != nil {
 		return err
 	}
-	c, err := dial(ctx, f.engine(), f.isolation)
+	c, err := dial(ctx, f.engine(), f.isolation, files)
 	if err != nil {
 		return err
 	}

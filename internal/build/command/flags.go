@@ -108,7 +108,7 @@ func pairs(attrs map[string]string, prefix, flag string, list []string) error {
 }
 
 // solveOpt makes BuildKit's request of the flags.
-func (f *buildFlags) solveOpt(src *source) (*client.SolveOpt, error) {
+func (f *buildFlags) solveOpt(src *source, c *cork) (*client.SolveOpt, error) {
 	if f.squash {
 		return nil, failure.Hint(errors.New("--squash is not supported"), "layers are flat files here, so squashing saves nothing; leave it out")
 	}
@@ -118,7 +118,14 @@ func (f *buildFlags) solveOpt(src *source) (*client.SolveOpt, error) {
 		return nil, failure.Hint(fmt.Errorf("unknown isolation %q", f.isolation), "container and vm are known")
 	}
 	attrs := map[string]string{"image-resolve-mode": pb.AttrImageResolveModePreferLocal}
-	opt := &client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: attrs, LocalMounts: src.mounts, SharedKey: src.key}
+	sent, err := files(src.mounts, c)
+	if err != nil {
+		return nil, err
+	}
+	opt := &client.SolveOpt{
+		Frontend: "dockerfile.v0", FrontendAttrs: attrs, SharedKey: src.key, Session: []session.Attachable{sent},
+		Internal: true, // Proa keeps no history of builds, and making its records takes a fifth of a build that has nothing to do
+	}
 	for k, v := range src.attrs {
 		attrs[k] = v
 	}
@@ -202,7 +209,6 @@ func (f *buildFlags) solveOpt(src *source) (*client.SolveOpt, error) {
 			attrs["attest:"+name] = v
 		}
 	}
-	var err error
 	if opt.CacheImports, err = caches(f.cacheFrom, "--cache-from", ""); err != nil {
 		return nil, err
 	}
