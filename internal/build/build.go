@@ -46,6 +46,7 @@ import (
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
+	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/db/boltutil"
 	"github.com/moby/buildkit/util/entitlements"
 	"github.com/moby/buildkit/util/grpcerrors"
@@ -73,6 +74,9 @@ type Parts struct {
 	Collect func(context.Context) (gc.Stats, error)
 	// Executor carries out RUN steps.
 	Executor executor.Executor
+	// Busy, which may be nil, is told while requests are served, until the
+	// function that it returns is called.
+	Busy func() (end func())
 	// Hosts tells how a registry is reached.
 	Hosts docker.RegistryHosts
 }
@@ -88,6 +92,7 @@ type Builder struct {
 	classic    *classic
 	links      solver.CacheManager
 	mux        *http.ServeMux
+	busy       func() func()
 }
 
 // New makes a builder over p with its own data below cfg.Root. When ctx ends
@@ -97,12 +102,25 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 		return nil, fmt.Errorf("cannot make the builder's directory: %w", err)
 	}
 	recall(&p)
-	b := &Builder{cfg: cfg}
+	if p.Busy == nil {
+		p.Busy = func() func() { return func() {} }
+	}
+	b := &Builder{cfg: cfg, busy: p.Busy}
+	lost, err := openUnsynced(ctx, cfg.Root, p.Leases)
+	if err != nil {
+		return nil, err
+	}
+	if lost {
+		bklog.L.Error("the machine went down while the build cache was in use: it begins empty")
+	}
 	if b.sessions, err = session.NewManager(); err != nil {
 		return nil, fmt.Errorf("cannot open the builder's sessions: %w", err)
 	}
 	records, err := metadata.NewStore(filepath.Join(cfg.Root, "cache-records.db"))
 	if err != nil {
+		return nil, fmt.Errorf("cannot open the build cache's records: %w", err)
+	}
+	if err := noSync(records); err != nil {
 		return nil, fmt.Errorf("cannot open the build cache's records: %w", err)
 	}
 	w, err := newWorker(ctx, cfg, p, records)
@@ -117,7 +135,7 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the build cache: %w", err)
 	}
-	history, err := boltutil.SafeOpen(filepath.Join(cfg.Root, "history.db"), 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
+	history, err := boltutil.SafeOpen(filepath.Join(cfg.Root, "history.db"), 0o600, &bolt.Options{NoSync: true, FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the history of builds: %w", err)
 	}
@@ -185,7 +203,11 @@ func (b *Builder) Serve(ctx context.Context, l net.Listener) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	srv := &http.Server{Handler: b.mux, Protocols: &protocols, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 10_000}}
+	all := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer b.busy()()
+		b.mux.ServeHTTP(w, r)
+	})
+	srv := &http.Server{Handler: all, Protocols: &protocols, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 10_000}}
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
 	select {
@@ -197,5 +219,6 @@ func (b *Builder) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// Close closes the builder's files. No build may be running.
-func (b *Builder) Close() error { return errors.Join(b.controller.Close()) }
+// Close closes the builder's files and brings them to the disk. No build may
+// be running.
+func (b *Builder) Close() error { return errors.Join(b.controller.Close(), b.Settle()) }

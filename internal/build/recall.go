@@ -151,8 +151,3 @@ func (r *recalled) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (conte
 	}
 	return inMemory{bytes.NewReader(all)}, nil
 }
-
-// inMemory is a blob in memory.
-type inMemory struct{ *bytes.Reader }
-
-func (inMemory) Close() error { return nil }

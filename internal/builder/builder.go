@@ -41,6 +41,8 @@ type Config struct {
 	Log          *slog.Logger
 	// MaxCache, Reserved and MinFree bound the build cache, in bytes.
 	MaxCache, Reserved, MinFree int64
+	// Busy is told while a builder is used, until the function that it returns is called.
+	Busy func() (end func())
 	// Serve answers a builder of the given kind on l with the engine's store and
 	// steps until the listener is closed.
 	Serve func(kind isolation.Kind, l net.Listener) error
@@ -108,8 +110,12 @@ func (b *Builders) use(ctx context.Context, kind isolation.Kind) (p *process, re
 	s.mu.Lock()
 	p = s.now
 	s.mu.Unlock()
+	busy := func() func() {
+		end := b.cfg.Busy()
+		return func() { p.leave(); end() }
+	}
 	if p != nil && p.enter() {
-		return p, p.leave, nil
+		return p, busy(), nil
 	}
 	if p != nil {
 		<-p.swept // the next one must not meet what is left of the last
@@ -128,7 +134,7 @@ func (b *Builders) use(ctx context.Context, kind isolation.Kind) (p *process, re
 	s.mu.Lock()
 	s.now = p
 	s.mu.Unlock()
-	return p, p.leave, nil
+	return p, busy(), nil
 }
 
 // known tells whether a kind has ever built here, so that questions about its

@@ -29,7 +29,7 @@ func (h *house) openBuilders() (err error) {
 		Default: isolation.Kind(h.cfg.BuildIsolation), Idle: h.cfg.BuildIdle, Certs: h.cfg.CertsDir,
 		Gateway: h.gateway, Log: h.log,
 		MaxCache: limit, Reserved: limit / 10, MinFree: disk / 20,
-		Serve: h.serveBuilder,
+		Busy: h.heap.Begin, Serve: h.serveBuilder,
 	})
 	if err != nil {
 		return err

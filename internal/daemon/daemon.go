@@ -34,6 +34,7 @@ import (
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm/machine"
 	"proa/internal/network"
+	"proa/internal/pace"
 	"proa/internal/shim"
 	"proa/internal/state"
 	"proa/internal/sys"
@@ -81,7 +82,7 @@ func Main(args []string) int {
 // Run serves until ctx ends. Containers go on running after it. The process
 // must be in a mount namespace of its own (sys.PrivateMounts).
 func Run(ctx context.Context, cfg Config) (err error) {
-	debug.SetGCPercent(heapRate)
+	heap := pace.New(heapRate)
 	syscall.Umask(0o022)
 	level, err := cfg.level()
 	if err != nil {
@@ -100,7 +101,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer unlock()
 
-	h := &house{cfg: cfg, log: log}
+	h := &house{cfg: cfg, log: log, heap: heap}
 	defer func() { err = errors.Join(err, h.close()) }()
 	if err := h.open(ctx); err != nil {
 		return err
@@ -124,6 +125,7 @@ type house struct {
 	events     *event.Ring
 	engine     *engine.Engine
 	builders   *builder.Builders
+	heap       *pace.Pace
 }
 
 func (h *house) closing(f func() error) { h.closers = append(h.closers, f) }

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/moby/buildkit/util/bklog"
@@ -18,6 +17,7 @@ import (
 	"proa/internal/build"
 	"proa/internal/build/wire"
 	"proa/internal/failure"
+	"proa/internal/pace"
 )
 
 const (
@@ -28,7 +28,7 @@ const (
 // serve is the builder. It ends with ctx, or when the engine has gone.
 func serve(ctx context.Context) error {
 	tellVersion()
-	debug.SetGCPercent(heapRate)
+	heap := pace.New(heapRate)
 	syscall.Umask(0o022)
 	setup := os.NewFile(wire.Setup, "setup")
 	cfg, err := wire.Read(setup)
@@ -70,6 +70,7 @@ func serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	parts.Busy = heap.Begin
 	b, err := build.New(ctx, cfg, parts)
 	if err != nil {
 		return errors.Join(err, closeParts())

@@ -145,8 +145,9 @@ func (s *Store) seal(ctx context.Context, bkey string, r record, layers []digest
 	}
 	pr, pw := io.Pipe()
 	done := make(chan error, 1)
+	kept := s.recent.begin()
 	go func() {
-		err := writeUpper(ctx, pw, s.upper(r.Dir), h.at)
+		err := writeUpper(ctx, io.MultiWriter(pw, kept), s.upper(r.Dir), h.at)
 		pw.CloseWithError(err)
 		done <- err
 	}()
@@ -155,10 +156,12 @@ func (s *Store) seal(ctx context.Context, bkey string, r record, layers []digest
 	// A walk that failed by itself is the reason of the other error.
 	if werr := <-done; err != nil {
 		if werr != nil && !errors.Is(werr, errReaderDone) {
-			return "", werr
+			err = werr
 		}
+		kept.drop()
 		return "", err
 	}
+	s.recent.keep(l.DiffID, kept)
 	return own(l), nil
 }
 

@@ -113,6 +113,16 @@ func (b *blob) layer(ctx context.Context, diffID digest.Digest, lower string) (o
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	if tar, ok := b.s.recent.open(diffID); ok {
+		defer tar.Close()
+		made, err := b.write(ctx, func(w io.Writer) error {
+			_, err := io.CopyBuffer(struct{ io.Writer }{w}, tar, make([]byte, 256<<10))
+			return err
+		})
+		if err != nil || made.Annotations[labels.LabelUncompressed] == diffID.String() {
+			return made, err
+		}
+	}
 	made, err := b.write(ctx, func(w io.Writer) error { return b.s.writeFlat(ctx, w, l, lower) })
 	if err == nil && made.Annotations[labels.LabelUncompressed] == diffID.String() {
 		return made, nil

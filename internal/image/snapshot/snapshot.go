@@ -104,6 +104,8 @@ type Store struct {
 	front snapshots.Snapshotter // of containerd's metadata; its backend is records
 	next  atomic.Uint64         // number of the newest directory
 
+	recent *recent
+
 	mu sync.Mutex
 	// removing counts the removals of directories; a WaitGroup must not be
 	// waited for while the first one begins. idle is told when none is left.
@@ -126,7 +128,7 @@ type holding struct {
 // New makes a Store. Its Records are given to containerd's metadata, and then
 // that to Open.
 func New(cfg Config) *Store {
-	s := &Store{cfg: cfg, held: map[string]holding{}, dirs: map[uint64]string{}, stacks: map[digest.Digest][]digest.Digest{}}
+	s := &Store{cfg: cfg, recent: newRecent(cfg.Root), held: map[string]holding{}, dirs: map[uint64]string{}, stacks: map[digest.Digest][]digest.Digest{}}
 	s.idle = sync.NewCond(&s.mu)
 	return s
 }
@@ -169,6 +171,7 @@ func (s *Store) Open(ctx context.Context, meta *metadata.DB) error {
 
 // Close waits for work in the background.
 func (s *Store) Close() error {
+	s.recent.close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.removing > 0 {
