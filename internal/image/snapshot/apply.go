@@ -124,24 +124,25 @@ func (s *Store) Layers(mounts []mount.Mount) ([]digest.Digest, error) {
 	return t.layers, err
 }
 
-// seal makes the layer of an active snapshot; none if it has nothing of its own.
-func (s *Store) seal(ctx context.Context, bkey string, r record, layers []digest.Digest) (digest.Digest, error) {
+// seal makes the layer of an active snapshot; none if it has nothing of its
+// own. It tells how many bytes it wrote for it.
+func (s *Store) seal(ctx context.Context, bkey string, r record, layers []digest.Digest) (_ digest.Digest, size int64, err error) {
 	blank, err := isBlank(s.upper(r.Dir))
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	if r.Applied {
 		if !blank {
-			return "", fmt.Errorf("a layer was applied to it, and files were written as well: %w", errdefs.ErrFailedPrecondition)
+			return "", 0, fmt.Errorf("a layer was applied to it, and files were written as well: %w", errdefs.ErrFailedPrecondition)
 		}
-		return r.Layer, nil
+		return r.Layer, 0, nil
 	}
 	if blank {
-		return "", nil
+		return "", 0, nil
 	}
 	h, err := s.hold(ctx, bkey, layers)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	pr, pw := io.Pipe()
 	done := make(chan error, 1)
@@ -159,10 +160,10 @@ func (s *Store) seal(ctx context.Context, bkey string, r record, layers []digest
 			err = werr
 		}
 		kept.drop()
-		return "", err
+		return "", 0, err
 	}
 	s.recent.keep(l.DiffID, kept)
-	return own(l), nil
+	return own(l), l.Stream, nil
 }
 
 // errReaderDone is what a walk gets that goes on after its layer was given up.

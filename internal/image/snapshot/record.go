@@ -384,7 +384,7 @@ func (s *Store) Prune(tx *bolt.Tx) (func(), error) {
 	}
 	return func() {
 		for key, r := range gone {
-			s.release(key, r)
+			s.release(key, r, 0)
 		}
 	}, nil
 }

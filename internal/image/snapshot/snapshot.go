@@ -33,9 +33,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/metadata"
@@ -111,8 +113,11 @@ type Store struct {
 	// waited for while the first one begins. idle is told when none is left.
 	removing int
 	idle     *sync.Cond
-	held     map[string]holding // by the key of the record
-	dirs     map[uint64]string  // directory number to the key of its record
+	// later are the directories whose removal was put off.
+	later      []uint64
+	laterTimer *time.Timer
+	held       map[string]holding // by the key of the record
+	dirs       map[uint64]string  // directory number to the key of its record
 	// stacks are the layers of every chain that mounts were given out of.
 	stacks map[digest.Digest][]digest.Digest
 }
@@ -172,6 +177,7 @@ func (s *Store) Open(ctx context.Context, meta *metadata.DB) error {
 // Close waits for work in the background.
 func (s *Store) Close() error {
 	s.recent.close()
+	s.removeLater()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.removing > 0 {
@@ -337,11 +343,21 @@ func (s *Store) makeDir(n uint64, lower string) error {
 // it to the next Open.
 func (s *Store) removeDir(n uint64) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.removeDirs(n)
+}
+
+// removeDirs is removeDir of several, with mu held.
+func (s *Store) removeDirs(some ...uint64) {
+	if len(some) == 0 {
+		return
+	}
 	s.removing++
-	s.mu.Unlock()
 	go func() {
-		if err := sys.RemoveTree(s.dir(n)); err != nil {
-			s.warn(fmt.Errorf("cannot remove the directory of a snapshot: %w", err))
+		for _, n := range some {
+			if err := sys.RemoveTree(s.dir(n)); err != nil {
+				s.warn(fmt.Errorf("cannot remove the directory of a snapshot: %w", err))
+			}
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -349,6 +365,45 @@ func (s *Store) removeDir(n uint64) {
 			s.idle.Broadcast()
 		}
 	}()
+}
+
+// How many directories of committed snapshots wait for their removal, how
+// large the layers may be that were made of them, in bytes, and how long they
+// wait when nothing else is committed.
+const (
+	laterMost  = 64
+	laterBytes = 8 << 20
+	laterAfter = 5 * time.Second
+)
+
+// removeDirLater removes the directory of a snapshot of which a layer of size
+// bytes was made: a build has better things to do than to remove what it has
+// just written, and where ext4 has no journal, new files are slow to make for
+// minutes after others were removed (sys.SpreadDirs says why).
+func (s *Store) removeDirLater(n uint64, size int64) {
+	if size > laterBytes {
+		s.removeDir(n)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.later = append(s.later, n); len(s.later) > laterMost {
+		s.removeDirs(s.later[:laterMost/2]...)
+		s.later = slices.Clone(s.later[laterMost/2:])
+	}
+	if s.laterTimer == nil {
+		s.laterTimer = time.AfterFunc(laterAfter, s.removeLater)
+	} else {
+		s.laterTimer.Reset(laterAfter)
+	}
+}
+
+// removeLater removes what was put off.
+func (s *Store) removeLater() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.removeDirs(s.later...)
+	s.later = nil
 }
 
 // mounts are the mounts of a snapshot that holds h.
@@ -416,15 +471,18 @@ func (s *Store) hold(ctx context.Context, bkey string, layers []digest.Digest) (
 }
 
 // release gives up what the snapshot of a record holds and removes its
-// directory.
-func (s *Store) release(bkey string, r record) {
+// directory. size is that of the layer that was made of it, if one was.
+func (s *Store) release(bkey string, r record, size int64) {
 	s.mu.Lock()
 	h := s.held[bkey]
 	delete(s.held, bkey)
 	delete(s.dirs, r.Dir)
 	s.mu.Unlock()
 	s.leave(h)
-	if r.Dir != 0 {
+	switch {
+	case r.Dir != 0 && size > 0:
+		s.removeDirLater(r.Dir, size)
+	case r.Dir != 0:
 		s.removeDir(r.Dir)
 	}
 }
@@ -447,9 +505,10 @@ func (s *Store) Commit(ctx context.Context, name, key string, opts ...snapshots.
 		return err
 	}
 	p := &plan{}
+	var size int64
 	if r.Kind == snapshots.KindActive {
 		var err error
-		if p.layer, err = s.seal(ctx, bkey, r, layers); err != nil {
+		if p.layer, size, err = s.seal(ctx, bkey, r, layers); err != nil {
 			return fmt.Errorf("cannot commit snapshot %q: %w", key, err)
 		}
 	}
@@ -458,7 +517,7 @@ func (s *Store) Commit(ctx context.Context, name, key string, opts ...snapshots.
 	}); err != nil {
 		return err
 	}
-	s.release(bkey, r)
+	s.release(bkey, r, size)
 	return nil
 }
 
@@ -478,7 +537,7 @@ func (s *Store) Remove(ctx context.Context, key string) error {
 	}); err != nil {
 		return err
 	}
-	s.release(bkey, r)
+	s.release(bkey, r, 0)
 	return nil
 }
 
