@@ -110,8 +110,15 @@ func (r *recent) remove(diffID digest.Digest) {
 	}
 }
 
+// openTar is a tar that is read.
+type openTar struct {
+	*io.SectionReader
+	io.Closer
+	size int64
+}
+
 // open gives the tar of a layer, if it is still here. The caller closes it.
-func (r *recent) open(diffID digest.Digest) (io.ReadCloser, bool) {
+func (r *recent) open(diffID digest.Digest) (*openTar, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	one := r.tars[diffID]
@@ -122,10 +129,7 @@ func (r *recent) open(diffID digest.Digest) (io.ReadCloser, bool) {
 	if err != nil {
 		return nil, false
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{io.NewSectionReader(f, 0, one.size), f}, true
+	return &openTar{io.NewSectionReader(f, 0, one.size), f, one.size}, true
 }
 
 // close forgets everything.

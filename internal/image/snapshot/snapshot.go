@@ -109,10 +109,10 @@ type Store struct {
 	recent *recent
 
 	mu sync.Mutex
-	// removing counts the removals of directories; a WaitGroup must not be
-	// waited for while the first one begins. idle is told when none is left.
-	removing int
-	idle     *sync.Cond
+	// working counts what is done in the background; a WaitGroup must not be
+	// waited for while the first piece begins. idle is told when none is left.
+	working int
+	idle    *sync.Cond
 	// later are the directories whose removal was put off.
 	later      []uint64
 	laterTimer *time.Timer
@@ -180,7 +180,7 @@ func (s *Store) Close() error {
 	s.removeLater()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.removing > 0 {
+	for s.working > 0 {
 		s.idle.Wait()
 	}
 	return nil
@@ -284,6 +284,9 @@ func (s *Store) create(ctx context.Context, kind snapshots.Kind, key, parent str
 		hold = holding{} // it is the snapshot's now
 		return nil, fmt.Errorf("cannot make snapshot %q: %w", key, errors.Join(err, s.Remove(ctx, key)))
 	}
+	if n := len(hold.layers); n > 0 && kind == snapshots.KindActive {
+		s.warm(hold.layers[n-1], hold.at)
+	}
 	return s.mounts(kind, p.dir, hold), nil
 }
 
@@ -352,19 +355,24 @@ func (s *Store) removeDirs(some ...uint64) {
 	if len(some) == 0 {
 		return
 	}
-	s.removing++
+	s.working++
 	go func() {
 		for _, n := range some {
 			if err := sys.RemoveTree(s.dir(n)); err != nil {
 				s.warn(fmt.Errorf("cannot remove the directory of a snapshot: %w", err))
 			}
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.removing--; s.removing == 0 {
-			s.idle.Broadcast()
-		}
+		s.worked()
 	}()
+}
+
+// worked ends a piece of work in the background.
+func (s *Store) worked() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.working--; s.working == 0 {
+		s.idle.Broadcast()
+	}
 }
 
 // How many directories of committed snapshots wait for their removal, how
