@@ -18,6 +18,7 @@ func (s *Server) grpc(c *call) error { return s.Builders.GRPC(c.ResponseWriter, 
 func (s *Server) session(c *call) error { return s.Builders.Session(c.ResponseWriter, c.Request) }
 
 func (s *Server) buildPrune(c *call) error {
+	s.Images.Snapshots().Tidy()
 	gone, err := s.Builders.Prune(c.Context(), c.URL.Query())
 	if err != nil {
 		return err

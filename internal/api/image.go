@@ -320,6 +320,7 @@ func (s *Server) imagePrune(c *call) error {
 	for _, v := range f["dangling"] {
 		all = v == "false" || v == "0"
 	}
+	s.Images.Snapshots().Tidy()
 	gone, bytes, err := s.Images.Prune(c.Context(), all, f)
 	if err != nil {
 		return err

@@ -37,6 +37,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -177,7 +178,7 @@ func (s *Store) Open(ctx context.Context, meta *metadata.DB) error {
 // Close waits for work in the background.
 func (s *Store) Close() error {
 	s.recent.close()
-	s.removeLater()
+	s.Tidy()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.working > 0 {
@@ -376,12 +377,13 @@ func (s *Store) worked() {
 }
 
 // How many directories of committed snapshots wait for their removal, how
-// large the layers may be that were made of them, in bytes, and how long they
-// wait when nothing else is committed.
+// large the layers may be that were made of them, how long they wait when
+// nothing else is committed, and how much the disk has free all the while.
 const (
 	laterMost  = 64
 	laterBytes = 8 << 20
-	laterAfter = 5 * time.Second
+	laterAfter = 5 * time.Minute
+	laterFree  = 4 << 30 // bytes
 )
 
 // removeDirLater removes the directory of a snapshot of which a layer of size
@@ -389,7 +391,8 @@ const (
 // just written, and where ext4 has no journal, new files are slow to make for
 // minutes after others were removed (sys.SpreadDirs says why).
 func (s *Store) removeDirLater(n uint64, size int64) {
-	if size > laterBytes {
+	var disk syscall.Statfs_t
+	if size > laterBytes || syscall.Statfs(s.cfg.Root, &disk) != nil || disk.Bavail*uint64(disk.Bsize) < laterFree {
 		s.removeDir(n)
 		return
 	}
@@ -400,14 +403,14 @@ func (s *Store) removeDirLater(n uint64, size int64) {
 		s.later = slices.Clone(s.later[laterMost/2:])
 	}
 	if s.laterTimer == nil {
-		s.laterTimer = time.AfterFunc(laterAfter, s.removeLater)
+		s.laterTimer = time.AfterFunc(laterAfter, s.Tidy)
 	} else {
 		s.laterTimer.Reset(laterAfter)
 	}
 }
 
-// removeLater removes what was put off.
-func (s *Store) removeLater() {
+// Tidy begins to remove what was put off until nothing is built.
+func (s *Store) Tidy() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.removeDirs(s.later...)
