@@ -97,7 +97,7 @@ func TestDockerClientsShare(t *testing.T) {
 		{"pull " + distributionAddr + "/share/x:none", "not found"},
 		{"pull " + distributionAddr + "/never/was:1", "not found"},
 		{"push " + distributionAddr + "/never/was:1", "not exist"},
-		{"pull 127.0.0.1:1/x", "refused"},
+		{"pull 127.0.0.1:1/x", "nothing listens there"},
 	} {
 		if r := b.Docker(strings.Fields(c.args)...); r.Code == 0 || !strings.Contains(strings.ToLower(r.Stderr+r.Stdout), c.want) {
 			t.Errorf("docker %s: %d %q does not say %q", c.args, r.Code, r.Stderr, c.want)

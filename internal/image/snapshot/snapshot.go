@@ -175,15 +175,10 @@ func (s *Store) Open(ctx context.Context, meta *metadata.DB) error {
 	return nil
 }
 
-// Close waits for work in the background.
+// Close ends the work in the background.
 func (s *Store) Close() error {
 	s.recent.close()
 	s.Tidy()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for s.working > 0 {
-		s.idle.Wait()
-	}
 	return nil
 }
 
@@ -409,12 +404,15 @@ func (s *Store) removeDirLater(n uint64, size int64) {
 	}
 }
 
-// Tidy begins to remove what was put off until nothing is built.
+// Tidy removes what was put off until nothing is built.
 func (s *Store) Tidy() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.removeDirs(s.later...)
 	s.later = nil
+	for s.working > 0 {
+		s.idle.Wait()
+	}
 }
 
 // mounts are the mounts of a snapshot that holds h.
