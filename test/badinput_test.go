@@ -232,8 +232,8 @@ func TestLayerBombs(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			clis := map[string]func(...string) proatest.Result{"proa": e.Proa, "docker": e.Docker}
-			if c.args[0] == "build" {
-				delete(clis, "docker") // its own words stand around
+			if slices.Contains(c.args, "--isolation") {
+				delete(clis, "docker") // buildx has no such flag
 			}
 			for cli, run := range clis {
 				r := run(c.args...)
@@ -241,7 +241,7 @@ func TestLayerBombs(t *testing.T) {
 				if r.Code != 1 && (c.args[0] != "run" || r.Code != 125) || !strings.Contains(r.Stderr, want) {
 					t.Errorf("%s: exit code %d, %q does not say %q", cli, r.Code, r.Stdout+r.Stderr, want)
 				}
-				if cli == "proa" && (strings.Contains(r.Stderr, "reader is done") || strings.Contains(r.Stderr, "proa: cannot build: failed to")) {
+				if strings.Contains(r.Stderr, "reader is done") || strings.Contains(r.Stderr, "proa: cannot build: failed to") || strings.Contains(r.Stderr, "failed to commit") {
 					t.Errorf("its last word is %q", r.Stderr[max(0, len(r.Stderr)-300):])
 				}
 			}
@@ -276,6 +276,39 @@ func TestHugeFilesInAContext(t *testing.T) {
 	}
 	if r := e.Exec("", "env", "DOCKER_BUILDKIT=0", proatest.DockerCLI(t), "-H", e.Host, "build", "-t", "small", dir); r.Code != 0 || r.Took > 20*time.Second {
 		t.Errorf("without BuildKit: exit code %d after %v: %s%s", r.Code, r.Took, r.Stdout, r.Stderr)
+	}
+}
+
+// Mistakes in a Dockerfile are told by docker's clients, with BuildKit and
+// without, in the words of `proa build`: what and why, and what to try next.
+func TestBadBuilds(t *testing.T) {
+	e := proatest.New(t)
+	e.ImportBusybox("bb")
+	for name, c := range map[string]struct{ dockerfile, what, next string }{
+		"syntax":  {"FROM bb\nRUNN x\n", "dockerfile parse error on line 2: unknown instruction: RUNN (did you mean RUN?)", ""},
+		"stage":   {"FROM bb AS build\nFROM bb\nCOPY --from=biuld /x /y\n", "biuld", "no stage is called \"biuld\"; there is \"build\""},
+		"secret":  {"FROM bb\nRUN --mount=type=secret,id=token,required true\n", "secret token: not found", "the step needs a secret that was not given: --secret id=token,src=FILE"},
+		"file":    {"FROM bb\nCOPY helo.txt /\n", "\"/helo.txt\": not found", "the context has no helo.txt; there is hello.txt"},
+		"program": {"FROM bb\nRUN nosuch\n", "RUN in line 2: exit code: 127", "a program that this step names is not in the image"},
+		"near":    {"FROM 127.0.0.1:1/x\n", "127.0.0.1:1/x: cannot reach registry 127.0.0.1:1: nothing listens there", "is the name right?"},
+	} {
+		dir := buildContext(t, "Dockerfile", c.dockerfile, "hello.txt", "x")
+		for who, r := range map[string]proatest.Result{
+			"proa":                e.Proa("build", "--progress", "plain", dir),
+			"docker, BuildKit":    e.Exec("", "env", "DOCKER_BUILDKIT=1", proatest.DockerCLI(t), "-H", e.Host, "build", dir),
+			"docker, no BuildKit": e.Exec("", "env", "DOCKER_BUILDKIT=0", proatest.DockerCLI(t), "-H", e.Host, "build", dir),
+		} {
+			want := c.what + "\n"
+			if c.next != "" {
+				want = c.what + "\nhint: " + c.next
+			}
+			if name == "stage" {
+				want = "\nhint: " + c.next // what stands before it is the network's
+			}
+			if r.Code != 1 || !strings.Contains(r.Stderr, want) || strings.Contains(r.Stderr, "did not complete") || strings.Contains(r.Stderr, "cache key") {
+				t.Errorf("%s by %s: code %d, %q does not say %q", name, who, r.Code, r.Stderr, want)
+			}
+		}
 	}
 }
 

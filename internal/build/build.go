@@ -59,6 +59,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"proa/internal/build/wire"
+	"proa/internal/build/words"
 )
 
 // Parts are what the builder needs of the engine. All calls carry their
@@ -176,9 +177,10 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the builder: %w", err)
 	}
+	say := &words.Teller{Sessions: b.sessions, Images: namedImages{p.Images}, Hidden: danglingPrefix}
 	b.grpc = grpc.NewServer(
-		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, adjust),
-		grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
+		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, say.Unary, adjust),
+		grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, say.Stream),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 	)
 	b.controller.Register(b.grpc)

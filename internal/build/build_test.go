@@ -238,7 +238,7 @@ func TestImageWithoutName(t *testing.T) {
 	if name, ok := resp[exptypes.ExporterImageNameKey]; ok {
 		t.Errorf("it is called %q", name)
 	}
-	k.image(DanglingPrefix + "@" + resp[exptypes.ExporterImageDigestKey])
+	k.image(danglingPrefix + "@" + resp[exptypes.ExporterImageDigestKey])
 }
 
 func TestPruneAndUsage(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"proa/internal/build/words"
 )
 
 // stream writes Docker's JSON messages of a build. It is safe for concurrent use.
@@ -67,7 +69,7 @@ func (s *stream) fail(err error) {
 // explain gives an error with the lines of the Dockerfile that it is about.
 func explain(err error) string {
 	var b bytes.Buffer
-	b.WriteString(err.Error())
+	b.WriteString(words.Plain(err))
 	for i, src := range errdefs.Sources(err) {
 		if i == 0 {
 			b.WriteString("\n")

@@ -33,9 +33,9 @@ import (
 // Exporter names of Docker's clients.
 const (
 	mobyExporter = "moby" // what buildx asks of a Docker engine: an image in its store
-	// DanglingPrefix begins the name under which an image without a name is
+	// danglingPrefix begins the name under which an image without a name is
 	// handed to the engine; the rest is "@" and the manifest's digest.
-	DanglingPrefix = "dangling"
+	danglingPrefix = "dangling"
 )
 
 // parallelSteps is how many steps run at once, on however many cores.
@@ -132,7 +132,7 @@ func (e *imageExporter) Resolve(ctx context.Context, id int, attrs map[string]st
 		return nil, err
 	}
 	mine[string(exptypes.OptKeyName)] = full
-	mine[string(exptypes.OptKeyDanglingPrefix)] = DanglingPrefix
+	mine[string(exptypes.OptKeyDanglingPrefix)] = danglingPrefix
 	mine[string(exptypes.OptKeyDanglingEmptyOnly)] = "true"
 	// The engine makes its layers of the blobs when it takes the image.
 	delete(mine, string(exptypes.OptKeyUnpack))
@@ -199,7 +199,7 @@ func (w *wholeImage) Export(ctx context.Context, src *exporter.Source, info expo
 	resp, finalize, ref, err := w.ExporterInstance.Export(ctx, src, info)
 	if err == nil {
 		// A name that only the builder knows is not the image's.
-		if name := resp[exptypes.ExporterImageNameKey]; strings.HasPrefix(name, DanglingPrefix+"@") {
+		if name := resp[exptypes.ExporterImageNameKey]; strings.HasPrefix(name, danglingPrefix+"@") {
 			delete(resp, exptypes.ExporterImageNameKey)
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"proa/internal/build/words"
 	proaclient "proa/internal/client"
 	"proa/internal/failure"
 )
@@ -127,7 +128,7 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 	var step string
 	var shown errgroup.Group
 	shown.Go(func() error {
-		step = tidy(said, status)
+		step = follow(said, status)
 		return nil
 	})
 	shown.Go(func() error {
@@ -144,7 +145,7 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 	}
 	src.warn(a.err)
 	if err != nil {
-		return a.failed(ctx, f, src, step, err)
+		return a.failed(ctx, step, err)
 	}
 	return a.finish(f, resp.ExporterResponse)
 }
@@ -153,7 +154,7 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 // builder is told from a build that fails.
 func reachable(ctx context.Context, c *client.Client) error {
 	if _, err := c.Info(ctx); err != nil {
-		return &plainError{err, "cannot build: " + plain(err)}
+		return &plainError{err, "cannot build: " + words.Plain(err)}
 	}
 	return nil
 }

@@ -1,32 +1,34 @@
-package command
+package words
 
 import (
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/session/secrets"
+	"github.com/moby/buildkit/session/sshforward"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/util/suggest"
-	"github.com/moby/patternmatcher"
-	"github.com/moby/patternmatcher/ignorefile"
-	"github.com/tonistiigi/fsutil"
-
-	proaclient "proa/internal/client"
 )
 
-// hintFor finds out what to try next: it looks at the instruction that an
-// error is about and at the files that it names. Of an error's words it reads
-// a registry's status alone; "" where there is nothing to say.
-func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string {
+// atMost is how long a hint may be looked for: the client waits for it.
+const atMost = 5 * time.Second
+
+// hint finds out what to try next: it looks at the instruction that an error
+// is about and at what the client has of the things that it names. Of an error's
+// words it reads a registry's status alone; "" where there is nothing to say.
+func (t *Teller) hint(ctx context.Context, b build, err error) string {
+	ctx, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
 	var exit *gatewaypb.ExitError
 	if errors.As(err, &exit) {
 		if hint := exitHint(exit.ExitCode); hint != "" {
@@ -34,7 +36,8 @@ func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string 
 		}
 	}
 	if m := refused.FindStringSubmatch(err.Error()); m != nil && (strings.HasPrefix(m[2], "401") || strings.HasPrefix(m[2], "403")) {
-		return strings.TrimSuffix("proa login "+strings.TrimPrefix(m[1], "registry-1."), " docker.io")
+		host := strings.TrimSuffix(" "+strings.TrimPrefix(m[1], "registry-1."), " docker.io")
+		return fmt.Sprintf("proa login%s, or docker login%s", host, host)
 	}
 	all := errdefs.Sources(err)
 	if len(all) == 0 {
@@ -61,7 +64,7 @@ func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string 
 			if near, ok := suggest.Search(n.Next.Value, stages, false); ok {
 				return fmt.Sprintf("no stage and no image is called %q; there is a stage %q", n.Next.Value, near)
 			}
-			return imageHint(ctx, f, n.Next.Value)
+			return t.imageHint(ctx, n.Next.Value)
 		}
 		cmd, perr := instructions.ParseInstruction(n)
 		if perr != nil {
@@ -71,21 +74,21 @@ func hintFor(ctx context.Context, f *buildFlags, src *source, err error) string 
 		case *instructions.CopyCommand:
 			if c.From != "" {
 				if slices.ContainsFunc(stages, func(s string) bool { return strings.EqualFold(s, c.From) }) {
-					return fmt.Sprintf("proa build --target %s -o DIR CONTEXT writes what that stage has into a directory", c.From)
+					return fmt.Sprintf("a build with --target %s -o DIR writes what that stage has into a directory", c.From)
 				}
 				if h := stageHint(c.From, stages); h != "" {
 					return h
 				}
-				return imageHint(ctx, f, c.From)
+				return t.imageHint(ctx, c.From)
 			}
-			return missingHint(ctx, src, c.SourcePaths)
+			return t.missingHint(ctx, b, c.SourcePaths)
 		case *instructions.AddCommand:
-			return missingHint(ctx, src, c.SourcePaths)
+			return t.missingHint(ctx, b, c.SourcePaths)
 		case *instructions.RunCommand:
 			if err := c.Expand(func(s string) (string, error) { return s, nil }); err != nil {
 				return ""
 			}
-			return mountHint(f, c, stages)
+			return t.mountHint(ctx, b, c, stages)
 		}
 	}
 	return ""
@@ -106,12 +109,12 @@ func exitHint(code uint32) string {
 
 // imageHint helps where the image of a FROM cannot be had: it knows those that
 // are here.
-func imageHint(ctx context.Context, f *buildFlags, image string) string {
+func (t *Teller) imageHint(ctx context.Context, image string) string {
 	named, perr := reference.ParseNormalizedNamed(image)
 	if perr != nil {
 		return "" // a variable, or what the error says already
 	}
-	here := localNames(ctx, f)
+	here := t.localNames(ctx)
 	if slices.Contains(here, reference.FamiliarString(reference.TagNameOnly(named))) {
 		return "leave --platform out to use the one that is here; one of the other platform comes by proa load or from a registry"
 	}
@@ -147,18 +150,21 @@ func nearImage(name string, here []string) string {
 const maxNames = 1000
 
 // localNames are the names of the engine's images, as people write them.
-func localNames(ctx context.Context, f *buildFlags) []string {
-	c, err := proaclient.New(f.engine())
-	if err != nil {
-		return nil
-	}
-	list, err := c.ImageList(ctx, false, nil)
+func (t *Teller) localNames(ctx context.Context) []string {
+	list, err := t.Images.List(ctx)
 	if err != nil {
 		return nil // a hint is a courtesy
 	}
 	var out []string
 	for _, i := range list {
-		if out = append(out, i.RepoTags...); len(out) > maxNames {
+		named, err := reference.ParseNormalizedNamed(i.Name)
+		if err != nil {
+			continue
+		}
+		if _, ok := named.(reference.Tagged); !ok {
+			continue
+		}
+		if out = append(out, reference.FamiliarString(named)); len(out) > maxNames {
 			break
 		}
 	}
@@ -190,7 +196,7 @@ func stageHint(from string, stages []string) string {
 }
 
 // mountHint knows secrets that were not given and stages that do not exist.
-func mountHint(f *buildFlags, c *instructions.RunCommand, stages []string) string {
+func (t *Teller) mountHint(ctx context.Context, b build, c *instructions.RunCommand, stages []string) string {
 	for _, m := range instructions.GetMounts(c) {
 		switch {
 		case m.Type == instructions.MountTypeSecret && m.Required:
@@ -201,10 +207,10 @@ func mountHint(f *buildFlags, c *instructions.RunCommand, stages []string) strin
 			if id == "" && m.Target != "" {
 				id = path.Base(m.Target)
 			}
-			if !given(f.secrets, id) {
+			if t.lacksSecret(ctx, b, id) {
 				return fmt.Sprintf("the step needs a secret that was not given: --secret id=%s,src=FILE", id)
 			}
-		case m.Type == instructions.MountTypeSSH && m.Required && len(f.ssh) == 0:
+		case m.Type == instructions.MountTypeSSH && m.Required && t.lacksAgent(ctx, b, m.CacheID):
 			return "the step needs an SSH agent: --ssh default"
 		case m.From != "":
 			if h := stageHint(m.From, stages); h != "" {
@@ -215,109 +221,21 @@ func mountHint(f *buildFlags, c *instructions.RunCommand, stages []string) strin
 	return ""
 }
 
-// given tells whether one of the --secret flags has this id.
-func given(secrets []string, id string) bool {
-	for _, s := range secrets {
-		if attrs, err := fields(s); err == nil && attrs["id"] == id {
-			return true
-		}
+// lacksSecret tells whether the client was not given the secret: it is asked.
+func (t *Teller) lacksSecret(ctx context.Context, b build, id string) bool {
+	caller, err := t.Sessions.Get(ctx, b.session, true)
+	if err != nil || caller == nil {
+		return false // it is not known
 	}
-	return false
+	_, err = secrets.GetSecret(ctx, caller, id)
+	return errors.Is(err, secrets.ErrNotFound)
 }
 
-// missingHint looks for the first source that is not in the context, and for
-// what lies near it.
-func missingHint(ctx context.Context, src *source, sources []string) string {
-	if src.files == nil {
-		return ""
+// lacksAgent tells whether the client forwards no SSH agent of that id.
+func (t *Teller) lacksAgent(ctx context.Context, b build, id string) bool {
+	caller, err := t.Sessions.Get(ctx, b.session, true)
+	if err != nil || caller == nil {
+		return false
 	}
-	for _, name := range sources {
-		if strings.ContainsAny(name, "*?[$") || strings.Contains(name, "://") {
-			continue
-		}
-		rel := strings.TrimPrefix(path.Clean("/"+name), "/")
-		if rel == "" {
-			continue
-		}
-		here, near := look(ctx, src.files, rel)
-		if here {
-			if pattern := ignoredBy(src, rel); pattern != "" {
-				return fmt.Sprintf("%s is in the context, and the line %q of .dockerignore leaves it out", name, pattern)
-			}
-			continue
-		}
-		if near != "" {
-			return fmt.Sprintf("the context has no %s; there is %s", name, near)
-		}
-		return fmt.Sprintf("the context has no %s; paths begin at the context's directory, and nothing outside of it can be copied", name)
-	}
-	return ""
-}
-
-// maxLook is how many names are compared for a near one.
-const maxLook = 20_000
-
-// look tells whether rel exists, and the nearest path if not: the same name in
-// another directory, or a name that differs by a letter or two.
-func look(ctx context.Context, files fsutil.FS, rel string) (here bool, near string) {
-	dir, base := path.Dir(rel), path.Base(rel)
-	var siblings []string
-	elsewhere, n := "", 0
-	stop := errors.New("enough")
-	_ = files.Walk(ctx, "", func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil //nolint:nilerr // what cannot be read cannot be suggested
-		}
-		if n++; n > maxLook {
-			return stop
-		}
-		if p == rel {
-			here = true
-			return stop
-		}
-		if path.Dir(p) == dir {
-			siblings = append(siblings, p)
-		}
-		if elsewhere == "" && strings.EqualFold(path.Base(p), base) {
-			elsewhere = p
-		}
-		return nil
-	})
-	if here {
-		return true, ""
-	}
-	if s, ok := suggest.Search(rel, siblings, true); ok {
-		return false, s
-	}
-	return false, elsewhere
-}
-
-// ignoredBy finds the line of .dockerignore that leaves rel out.
-func ignoredBy(src *source, rel string) string {
-	name := ".dockerignore"
-	files := src.files
-	if own := src.attrs["filename"]; own != "" && src.mounts["dockerfile"] != nil {
-		if r, err := src.mounts["dockerfile"].Open(own + ".dockerignore"); err == nil {
-			r.Close()
-			name, files = own+".dockerignore", src.mounts["dockerfile"]
-		}
-	}
-	r, err := files.Open(name)
-	if err != nil {
-		return ""
-	}
-	defer r.Close()
-	lines, err := ignorefile.ReadAll(r)
-	if err != nil {
-		return ""
-	}
-	if out, err := patternmatcher.MatchesOrParentMatches(rel, lines); err != nil || !out {
-		return ""
-	}
-	for i := len(lines) - 1; i >= 0; i-- {
-		if out, err := patternmatcher.MatchesOrParentMatches(rel, lines[i:i+1]); err == nil && out {
-			return lines[i]
-		}
-	}
-	return ""
+	return sshforward.CheckSSHID(ctx, caller, id) != nil && ctx.Err() == nil
 }
