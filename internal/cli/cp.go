@@ -21,6 +21,7 @@ import (
 
 	"proa/internal/client"
 	"proa/internal/failure"
+	"proa/internal/interrupt"
 )
 
 // copying is one run of cp.
@@ -208,25 +209,11 @@ func (o *copying) unpack(ctx context.Context, in io.Reader, base string, where p
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			return err
 		}
-		if err := u.entry(h, &interruptible{ctx, tr}); err != nil {
+		if err := u.entry(h, interrupt.Reader(ctx, tr)); err != nil {
 			return err
 		}
 	}
 	return u.finishDirs()
-}
-
-// interruptible is a reader that ends with ctx. A hole of a sparse file is as
-// long as its header says, and nothing of it has to arrive.
-type interruptible struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (i *interruptible) Read(p []byte) (int, error) {
-	if i.ctx.Err() != nil {
-		return 0, context.Cause(i.ctx)
-	}
-	return i.r.Read(p)
 }
 
 // unpacking is one archive on its way to a local directory.

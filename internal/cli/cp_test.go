@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"proa/internal/interrupt"
 )
 
 func tarOf(t testing.TB, entries ...tar.Header) *bytes.Buffer {
@@ -166,7 +168,7 @@ func TestCopyOfAHoleCanBeStopped(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := io.Copy(io.Discard, &interruptible{ctx, tr}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := io.Copy(io.Discard, interrupt.Reader(ctx, tr)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v, want it stopped", err)
 	}
 }

@@ -23,6 +23,7 @@ import (
 
 	"proa/internal/image/flat"
 	"proa/internal/image/snapshot"
+	"proa/internal/interrupt"
 	"proa/internal/sys"
 )
 
@@ -119,7 +120,7 @@ func (f layerFiles) IndexSize(layers []digest.Digest) (int64, error) {
 }
 
 func (f layerFiles) Decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
-	d, _, err := decompress(ctxReader{ctx, r})
+	d, _, err := decompress(interrupt.Reader(ctx, r))
 	return d, err
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -16,6 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"proa/internal/interrupt"
 )
 
 // checkDigest accepts sha256 alone: digests become file names, and the flat
@@ -121,7 +122,7 @@ func (s *Store) writeBlob(ctx context.Context, ref string, r io.Reader, want dig
 		}
 	}()
 	buf := make([]byte, 256<<10)
-	n, err := io.CopyBuffer(onlyWriter{w}, ctxReader{ctx, io.LimitReader(r, maxBlobSize+1)}, buf)
+	n, err := io.CopyBuffer(onlyWriter{w}, interrupt.Reader(ctx, io.LimitReader(r, maxBlobSize+1)), buf)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -288,16 +289,3 @@ func (s *Store) label(ctx context.Context, target ocispec.Descriptor) error {
 // onlyWriter hides every other method of a writer, so that io.CopyBuffer uses
 // its buffer.
 type onlyWriter struct{ io.Writer }
-
-// ctxReader ends with ctx's error once ctx is done.
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c ctxReader) Read(b []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, errors.Join(err, context.Cause(c.ctx))
-	}
-	return c.r.Read(b)
-}

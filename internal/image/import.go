@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"proa/internal/image/flat"
+	"proa/internal/interrupt"
 )
 
 // Import makes an image of one layer from the tar of a root file system,
@@ -120,7 +121,7 @@ func (s *Store) compose(ctx context.Context, j *job, config any, layers []ocispe
 // a blob that is not packed would double the image's disk, and zstd, though
 // faster, is refused by Docker before 23.
 func (s *Store) split(ctx context.Context, j *job, r io.Reader) (ocispec.Descriptor, *flat.Layer, error) {
-	stream, _, err := decompress(ctxReader{ctx, r})
+	stream, _, err := decompress(interrupt.Reader(ctx, r))
 	if err != nil {
 		return ocispec.Descriptor{}, nil, err
 	}
@@ -147,7 +148,7 @@ func (s *Store) split(ctx context.Context, j *job, r io.Reader) (ocispec.Descrip
 		if err != nil {
 			return err
 		}
-		_, err = io.CopyBuffer(onlyWriter{io.MultiWriter(fw, z)}, ctxReader{gctx, stream}, make([]byte, 256<<10))
+		_, err = io.CopyBuffer(onlyWriter{io.MultiWriter(fw, z)}, interrupt.Reader(gctx, stream), make([]byte, 256<<10))
 		if err == nil {
 			err = z.Close()
 		}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"proa/internal/image/flat"
+	"proa/internal/interrupt"
 	"proa/internal/sys"
 )
 
@@ -128,7 +129,7 @@ func (s *Store) write(ctx context.Context, blob ocispec.Descriptor, diffID diges
 		return nil, fmt.Errorf("cannot read blob %s: %w", blob.Digest, err)
 	}
 	defer ra.Close()
-	r, _, err := decompress(ctxReader{ctx, content.NewReader(ra)})
+	r, _, err := decompress(interrupt.Reader(ctx, content.NewReader(ra)))
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"proa/internal/interrupt"
 )
 
 // workPrefix begins the leases of unfinished work. None outlives its engine.
@@ -88,7 +90,7 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(string)) (_
 	}
 	defer func() { err = j.end(ctx, err) }()
 
-	stream, _, err := decompress(ctxReader{ctx, r})
+	stream, _, err := decompress(interrupt.Reader(ctx, r))
 	if err != nil {
 		return nil, err
 	}

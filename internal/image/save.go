@@ -21,6 +21,8 @@ import (
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+
+	"proa/internal/interrupt"
 )
 
 // Save writes one uncompressed tar that is a docker archive and an OCI layout
@@ -248,7 +250,7 @@ func (s *Store) writeArchive(ctx context.Context, w io.Writer, p *savePlan) erro
 		if err != nil {
 			return fmt.Errorf("cannot read blob %s: %w", d.Digest, err)
 		}
-		_, err = io.CopyBuffer(onlyWriter{tw}, ctxReader{ctx, content.NewReader(ra)}, buf)
+		_, err = io.CopyBuffer(onlyWriter{tw}, interrupt.Reader(ctx, content.NewReader(ra)), buf)
 		if err = cmp.Or(err, ra.Close()); err != nil {
 			return fmt.Errorf("cannot write blob %s: %w", d.Digest, err)
 		}

@@ -24,6 +24,7 @@ import (
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
 
+	"proa/internal/interrupt"
 	"proa/internal/xz"
 )
 
@@ -159,7 +160,7 @@ func Read(ctx context.Context, r io.Reader, dir string) (_ *FS, err error) {
 		if n == nil || h.Typeflag == tar.TypeLink || !fs.FileMode(n.stat.Mode).IsRegular() {
 			continue
 		}
-		if n.size, err = io.Copy(out, &interruptible{ctx, t}); err != nil {
+		if n.size, err = io.Copy(out, interrupt.Reader(ctx, t)); err != nil {
 			return nil, fmt.Errorf("cannot read the build context: %q: %w", h.Name, err)
 		}
 		n.offset, n.stat.Size = at, n.size
@@ -173,20 +174,6 @@ func Read(ctx context.Context, r io.Reader, dir string) (_ *FS, err error) {
 		return nil, fmt.Errorf("cannot keep the build context: %w", err)
 	}
 	return f, nil
-}
-
-// interruptible is a reader that ends with ctx. A hole of a sparse file is as
-// long as its header says, and nothing of it has to arrive.
-type interruptible struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (i *interruptible) Read(p []byte) (int, error) {
-	if i.ctx.Err() != nil {
-		return 0, context.Cause(i.ctx)
-	}
-	return i.r.Read(p)
 }
 
 // clean makes a name of an archive relative and plain; "" is the root.

@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"proa/internal/image/erofs"
+	"proa/internal/interrupt"
 	"proa/internal/sys"
 )
 
@@ -195,7 +196,6 @@ func syncDir(dir string) error {
 // source is the stream as it is read: counted, hashed, bounded, and with the
 // first error of the reader below kept apart from what the tar parser makes of it.
 type source struct {
-	ctx  context.Context
 	r    io.Reader
 	most int64
 	n    int64
@@ -209,13 +209,10 @@ func newSource(ctx context.Context, r io.Reader, limits Limits) *source {
 	if limits.Bytes < math.MaxInt64/4 {
 		most = 2*limits.Bytes + int64(limits.Entries)*4096 + 1<<30
 	}
-	return &source{ctx: ctx, r: r, most: most, sum: sha256.New()}
+	return &source{r: interrupt.Reader(ctx, r), most: most, sum: sha256.New()}
 }
 
 func (s *source) Read(b []byte) (int, error) {
-	if s.err == nil {
-		s.err = s.ctx.Err()
-	}
 	if s.err != nil {
 		return 0, s.err
 	}
