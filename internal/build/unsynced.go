@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/moby/buildkit/cache/metadata"
 	bolt "go.etcd.io/bbolt"
+
+	"proa/internal/sys"
 )
 
 // The builder does not wait for the disk: a build makes some hundred small
@@ -44,7 +46,7 @@ func openUnsynced(ctx context.Context, root string, lm leases.Manager) (lost boo
 	case !errors.Is(err, fs.ErrNotExist):
 		return false, err
 	}
-	if err := writeSynced(mark, boot); err != nil {
+	if err := sys.ReplaceSynced(mark, boot, 0o600); err != nil {
 		return lost, fmt.Errorf("cannot mark the build cache: %w", err)
 	}
 	return lost, nil
@@ -75,28 +77,6 @@ func dropCache(ctx context.Context, root string, lm leases.Manager) error {
 	return nil
 }
 
-// writeSynced writes a file that is on the disk when it returns. It is only
-// ever read whole, and a half one is another boot's.
-func writeSynced(name string, data []byte) error {
-	f, err := os.Create(name)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(name))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
 // Settle brings the build cache to the disk, so that it outlives the machine.
 // Nothing may be built meanwhile or after it.
 func (b *Builder) Settle() error { return settle(b.cfg.Root) }
@@ -118,13 +98,13 @@ func settle(root string) error {
 			return err
 		}
 	}
-	if err := syncDir(root); err != nil {
+	if err := sys.SyncDir(root); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(root, unsyncedMark)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return syncDir(root)
+	return sys.SyncDir(root)
 }
 
 // noSync opens the database of the cache's records, whose constructor knows no

@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"proa/internal/isolation"
+	"proa/internal/sys"
 )
 
 // firstID is where the search for a range begins: behind everything that
@@ -185,25 +186,7 @@ func rewriteRange(file string, old []byte, owner string, m *isolation.IDMap) err
 	if fi, err := os.Stat(file); err == nil {
 		mode = fi.Mode().Perm()
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".proa-ids-*")
-	if err != nil {
-		return fmt.Errorf("cannot record ids in %q: %w", file, err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(out.Bytes())
-	if err == nil {
-		err = tmp.Chmod(mode)
-	}
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), file)
-	}
-	if err != nil {
+	if err := sys.ReplaceSynced(file, out.Bytes(), mode); err != nil {
 		return fmt.Errorf("cannot record ids in %q: %w", file, err)
 	}
 	return nil

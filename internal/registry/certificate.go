@@ -21,6 +21,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"proa/internal/sys"
 )
 
 // How long certificates live. A client is given the authority's once; the
@@ -88,27 +90,7 @@ func makeAuthority(dir, certFile, keyFile string) error {
 
 // writeFile writes one PEM block so that the file is whole or not there.
 func writeFile(path, kind string, raw []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".") // 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	if err := pem.Encode(f, &pem.Block{Type: kind, Bytes: raw}); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return sys.ReplaceSynced(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: raw}), 0o600)
 }
 
 // makeCertificate makes a key and a certificate for it, signed by a or, if

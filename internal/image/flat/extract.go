@@ -61,7 +61,7 @@ func extract(image Files) (err error) {
 	if err := os.Rename(filepath.Join(tmp, "root"), image.Dir); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(image.Dir))
+	return sys.SyncDir(filepath.Dir(image.Dir))
 }
 
 // extractor unpacks one image. Files with several names wait in the directory

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"proa/internal/image/erofs"
+	"proa/internal/sys"
 )
 
 // Merge writes the image index of layers, lowest first, to the file out, which
@@ -76,7 +77,7 @@ func writeIndex(root *erofs.Inode, devices []erofs.Device, out string) error {
 		os.Remove(f.Name())
 		return err
 	}
-	return syncDir(dir)
+	return sys.SyncDir(dir)
 }
 
 // merger holds the image so far. Its directories are its own; files may be

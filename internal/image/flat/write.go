@@ -125,7 +125,7 @@ func writeLayer(ctx context.Context, stream io.Reader, dir string, limits Limits
 	if err := sys.DropCache(f); err != nil {
 		return nil, err
 	}
-	if err := writeSynced(filepath.Join(tmp, treeName), tree); err != nil {
+	if err := sys.WriteSynced(filepath.Join(tmp, treeName), tree, 0o600); err != nil {
 		return nil, err
 	}
 	return publish(l, tmp)
@@ -133,7 +133,7 @@ func writeLayer(ctx context.Context, stream io.Reader, dir string, limits Limits
 
 // publish gives a finished layer its name.
 func publish(l *Layer, tmp string) (*Layer, error) {
-	if err := syncDir(tmp); err != nil {
+	if err := sys.SyncDir(tmp); err != nil {
 		return nil, err
 	}
 	err := os.Rename(tmp, l.Dir)
@@ -152,7 +152,7 @@ func publish(l *Layer, tmp string) (*Layer, error) {
 			return nil, err
 		}
 	}
-	return l, syncDir(filepath.Dir(l.Dir))
+	return l, sys.SyncDir(filepath.Dir(l.Dir))
 }
 
 // writeback is a file whose pages are sent to the disk while more is written.
@@ -170,27 +170,6 @@ func (w *writeback) Write(b []byte) (int, error) {
 		w.sent = w.done
 	}
 	return n, err
-}
-
-func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
 }
 
 // source is the stream as it is read: counted, hashed, bounded, and with the

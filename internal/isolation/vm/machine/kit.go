@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"proa/internal/sys"
 )
 
 // kit is what every guest is booted from.
@@ -152,27 +154,15 @@ func writeTogether(dir string, files map[string][]byte) error {
 	}
 	defer os.RemoveAll(work)
 	for name, data := range files {
-		if err := writeSynced(filepath.Join(work, name), data); err != nil {
-			return err
+		if err := sys.WriteSynced(filepath.Join(work, name), data, 0o644); err != nil { // the jailed VMM reads it
+			return fmt.Errorf("cannot keep what a guest boots: %w", err)
 		}
+	}
+	if err := sys.SyncDir(work); err != nil {
+		return fmt.Errorf("cannot keep what a guest boots: %w", err)
 	}
 	if err := os.Rename(work, dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("cannot put %q in place: %w", dir, err)
-	}
-	return nil
-}
-
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) // the jailed VMM reads it
-	if err != nil {
-		return fmt.Errorf("cannot create %q: %w", path, err)
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("cannot write %q: %w", path, err)
 	}
 	return nil
 }
