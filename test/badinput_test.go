@@ -336,6 +336,10 @@ func TestBadRegistries(t *testing.T) {
 		}
 		name, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")
 		d, ok := docs[name]
+		if name == "tagged" && strings.HasSuffix(r.URL.Path, "/tags/list") {
+			_, _ = io.WriteString(w, `{"name":"tagged","tags":["v1","v2"]}`)
+			return
+		}
 		if !ok {
 			http.NotFound(w, r)
 			return
@@ -353,6 +357,7 @@ func TestBadRegistries(t *testing.T) {
 		"foreign": {"the image is for linux/riscv64 and linux/s390x and this host is linux/amd64"},
 		"empty":   {"the image is for no known platform and this host is linux/amd64"},
 		"old":     {"it is of Docker's schema 1, which is not supported: push the image again with a Docker of 2016 or later (1.10)"},
+		"tagged":  {"manifest for " + host + "/tagged:latest not found: the repository has no such tag; it has v1 and v2"},
 		"html":    {"cannot use the manifest latest of registry " + host + ": invalid character '<'"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -360,12 +365,13 @@ func TestBadRegistries(t *testing.T) {
 			dir := buildContext(t, "Dockerfile", "FROM "+image+"\nCOPY Dockerfile /\n")
 			for what, r := range map[string]proatest.Result{
 				"pull": e.Proa("pull", image), "docker pull": e.Docker("pull", image), "run": e.Proa("run", "--rm", image), "build": e.Proa("build", "-t", "bad", dir),
+				"docker build": e.Docker("build", "-t", "bad", dir),
 			} {
 				if code := map[bool]int{true: 125, false: 1}[what == "run"]; r.Code != code {
 					t.Errorf("%s: exit code %d", what, r.Code)
 				}
-				if what == "build" {
-					says = nil // those are BuildKit's own words
+				if strings.Contains(r.Stderr, "is the name right") && (name == "foreign" || name == "tagged") {
+					t.Errorf("%s doubts the name: %q", what, r.Stderr)
 				}
 				for _, s := range append(says, host+"/"+name) {
 					if !strings.Contains(r.Stderr, s) {

@@ -27,7 +27,6 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/gc"
@@ -60,6 +59,8 @@ import (
 
 	"proa/internal/build/wire"
 	"proa/internal/build/words"
+	"proa/internal/image/remote"
+	"proa/internal/image/remote/hosts"
 )
 
 // Parts are what the builder needs of the engine. All calls carry their
@@ -78,8 +79,8 @@ type Parts struct {
 	// Busy, which may be nil, is told while requests are served, until the
 	// function that it returns is called.
 	Busy func() (end func())
-	// Hosts tells how a registry is reached.
-	Hosts docker.RegistryHosts
+	// Registries is how a registry is reached.
+	Registries *remote.Client
 }
 
 // Builder is one builder with one worker. Its methods may be called from many
@@ -145,7 +146,7 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 		return nil, err
 	}
 	dockerfiles := forwarder.NewGatewayForwarder(b.worker.Infos(), dockerfile.Build)
-	store := w.ContentStore()
+	store, registries := w.ContentStore(), hosts.Registry(p.Registries)
 	b.links = solver.NewCacheManager(ctx, "local", links, worker.NewCacheResultStorage(b.worker))
 	b.controller, err = control.NewController(control.Opt{
 		SessionManager:   b.sessions,
@@ -159,11 +160,11 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 		ResolveCacheExporterFuncs: map[string]remotecache.ResolveCacheExporterFunc{
 			"inline":   inlinecache.ResolveCacheExporterFunc(),
 			"local":    localcache.ResolveCacheExporterFunc(b.sessions),
-			"registry": registrycache.ResolveCacheExporterFunc(b.sessions, p.Hosts),
+			"registry": registrycache.ResolveCacheExporterFunc(b.sessions, registries),
 		},
 		ResolveCacheImporterFuncs: map[string]remotecache.ResolveCacheImporterFunc{
 			"local":    localcache.ResolveCacheImporterFunc(b.sessions),
-			"registry": importFromRegistry(b.sessions, store, p.Hosts),
+			"registry": importFromRegistry(b.sessions, store, registries),
 		},
 		// What a client has to ask for by name (--allow) before it gets it.
 		Entitlements:   []string{string(entitlements.EntitlementNetworkHost), string(entitlements.EntitlementSecurityInsecure)},

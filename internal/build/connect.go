@@ -10,7 +10,6 @@ import (
 	"proa/internal/build/store"
 	"proa/internal/build/wire"
 	"proa/internal/image/remote"
-	"proa/internal/image/remote/hosts"
 )
 
 // Connect reaches the engine's store and steps through its socket; close gives
@@ -23,7 +22,7 @@ func Connect(_ context.Context, cfg wire.Config) (_ Parts, closeConn func() erro
 	s := store.New(conn)
 	return Parts{
 		Content: s.Content, Snapshots: s.Snapshots, Applier: s.Applier, Differ: s.Differ, Images: s.Images,
-		Leases: ownLeases{s.Leases, cfg.Kind}, Collect: s.Collect, Hosts: hosts.Registry(remote.New(remote.Config{CertsDir: cfg.Certs})), Executor: step.New(conn),
+		Leases: ownLeases{s.Leases, cfg.Kind}, Collect: s.Collect, Registries: remote.New(remote.Config{CertsDir: cfg.Certs}), Executor: step.New(conn),
 	}, conn.Close, nil
 }
 

@@ -22,7 +22,6 @@ import (
 
 	"proa/internal/build/wire"
 	"proa/internal/image/remote"
-	"proa/internal/image/remote/hosts"
 )
 
 // kit is a builder over containerd's own stores in this process: what is
@@ -67,7 +66,7 @@ func newKit(t *testing.T) *kit {
 	k.b, err = New(ctx, wire.Config{Kind: "container", Root: filepath.Join(dir, "build"), Run: dir, MaxCache: 1 << 30}, Parts{
 		Content: k.meta.ContentStore(), Snapshots: k.meta.Snapshotter(wire.Snapshotter), Applier: apply.NewFileSystemApplier(store),
 		Differ: walking.NewWalkingDiff(store), Images: metadata.NewImageStore(k.meta), Leases: metadata.NewLeaseManager(k.meta),
-		Collect: k.meta.GarbageCollect, Hosts: hosts.Registry(remote.New(remote.Config{})),
+		Collect: k.meta.GarbageCollect, Registries: remote.New(remote.Config{}),
 	})
 	if err != nil {
 		t.Fatal(err)

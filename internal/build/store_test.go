@@ -18,7 +18,6 @@ import (
 	enginestore "proa/internal/builder/store"
 	"proa/internal/image"
 	"proa/internal/image/remote"
-	"proa/internal/image/remote/hosts"
 	"proa/internal/state"
 )
 
@@ -61,7 +60,7 @@ func newEngineKit(t *testing.T) (*kit, *image.Store) {
 	k := &kit{t: t, dir: dir}
 	k.b, err = New(ctx, wire.Config{Kind: "container", Root: filepath.Join(dir, "build"), Run: dir, MaxCache: 1 << 30}, Parts{
 		Content: c.Content, Snapshots: c.Snapshots, Applier: c.Applier, Differ: c.Differ, Images: c.Images,
-		Leases: c.Leases, Collect: c.Collect, Hosts: hosts.Registry(remote.New(remote.Config{})),
+		Leases: c.Leases, Collect: c.Collect, Registries: remote.New(remote.Config{}),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -28,6 +28,8 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"proa/internal/build/wire"
+	"proa/internal/image/remote"
+	"proa/internal/image/remote/hosts"
 )
 
 // Exporter names of Docker's clients.
@@ -44,7 +46,8 @@ const parallelSteps = 16
 // imageWorker is BuildKit's worker whose images become images of the engine.
 type imageWorker struct {
 	*base.Worker
-	images namedImages
+	images     namedImages
+	registries *remote.Client
 }
 
 func newWorker(ctx context.Context, cfg wire.Config, p Parts, records *metadata.Store) (*imageWorker, error) {
@@ -80,7 +83,7 @@ func newWorker(ctx context.Context, cfg wire.Config, p Parts, records *metadata.
 		Applier:         p.Applier,
 		Differ:          p.Differ,
 		ImageStore:      namedImages{p.Images},
-		RegistryHosts:   p.Hosts,
+		RegistryHosts:   hosts.Registry(p.Registries),
 		LeaseManager:    leaseManager(p),
 		GarbageCollect:  p.Collect,
 		ParallelismSem:  semaphore.NewWeighted(parallelSteps),
@@ -90,7 +93,7 @@ func newWorker(ctx context.Context, cfg wire.Config, p Parts, records *metadata.
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the builder's worker: %w", err)
 	}
-	return &imageWorker{w, namedImages{p.Images}}, nil
+	return &imageWorker{w, namedImages{p.Images}, p.Registries}, nil
 }
 
 // gcPolicy bounds the build cache: first what is made again most easily, then

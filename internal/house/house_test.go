@@ -37,7 +37,7 @@ var rank = map[string]int{
 	"internal/api":     8,
 	"internal/daemon":  9,
 	"internal/client":  1,
-	"internal/build":   5, "internal/build/wire": 1, "internal/build/words": 2, "internal/build/command": 6,
+	"internal/build":   5, "internal/build/wire": 1, "internal/build/words": 3, "internal/build/command": 6,
 	"internal/compare": 2,
 	"internal/cli":     9,
 	"internal/house":   10,

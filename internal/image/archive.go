@@ -17,6 +17,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"proa/internal/image/remote/pick"
 )
 
 // archive is what one pass over an image archive found. Its names are keys
@@ -188,7 +190,7 @@ func (a *archive) ociImages(index []byte) ([]candidate, error) {
 	}
 	var out []candidate
 	for _, d := range idx.Manifests {
-		if isAttestation(d) {
+		if pick.IsAttestation(d) {
 			continue
 		}
 		if err := checkDigest(d.Digest); err != nil {
@@ -235,13 +237,6 @@ func ociName(ann map[string]string) (string, error) {
 		return "", nil // the specification allows more than names there
 	}
 	return named.String(), nil
-}
-
-// isAttestation tells build provenance, which hides among an index's
-// manifests, from images.
-func isAttestation(d ocispec.Descriptor) bool {
-	return d.Annotations["vnd.docker.reference.type"] != "" ||
-		d.Platform != nil && d.Platform.OS == "unknown"
 }
 
 // dockerImages makes manifests for the images of a docker archive, which has

@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+
+	"proa/internal/image/remote/pick"
 )
 
 // changeVerbs are the instructions of a Dockerfile that change a config alone,
@@ -44,7 +46,7 @@ func applyChanges(c *dockerspec.DockerOCIImageConfig, changes []string) error {
 			}
 			apply, ok := changeVerbs[strings.ToUpper(verb)]
 			if !ok {
-				return fmt.Errorf("change %q: %q is not an instruction that changes a config (%s are): %w", line, verb, list(verbs()), errdefs.ErrInvalidArgument)
+				return fmt.Errorf("change %q: %q is not an instruction that changes a config (%s are): %w", line, verb, pick.List(verbs()), errdefs.ErrInvalidArgument)
 			}
 			if rest == "" {
 				return fmt.Errorf("change %q: %s needs an argument: %w", line, strings.ToUpper(verb), errdefs.ErrInvalidArgument)

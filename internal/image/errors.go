@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"proa/internal/image/remote/pick"
 )
 
 // DigestError says that a blob is not what its name promises: a damaged or
@@ -24,39 +26,11 @@ func (e *DigestError) Error() string {
 // Unwrap gives the kind.
 func (e *DigestError) Unwrap() error { return errdefs.ErrInvalidArgument }
 
-// PlatformError says that an image is for other machines than this one. Its
-// kind is errdefs.ErrNotFound, as a registry's answer would be.
-type PlatformError struct {
-	Want string   // "linux/amd64"
-	Have []string // what the image offers
-	// Asked is set when somebody named the platform, and it is not the host's.
-	Asked bool
-}
+// PlatformError says that an image is for other machines than this one.
+type PlatformError = pick.PlatformError
 
-// Error names both platforms.
-func (e *PlatformError) Error() string {
-	if e.Asked {
-		return fmt.Sprintf("the image is for %s and not for %s, which was asked for", list(e.Have), e.Want)
-	}
-	return fmt.Sprintf("the image is for %s and this host is %s", list(e.Have), e.Want)
-}
-
-// Unwrap gives the kind.
-func (e *PlatformError) Unwrap() error { return errdefs.ErrNotFound }
-
-func list(names []string) string {
-	switch len(names) {
-	case 0:
-		return "no known platform"
-	case 1:
-		return names[0]
-	}
-	out := names[0]
-	for _, n := range names[1 : len(names)-1] {
-		out += ", " + n
-	}
-	return out + " and " + names[len(names)-1]
-}
+// TagError says that a repository has no such tag, and what it has.
+type TagError = pick.TagError
 
 // explain gives errors that a person meets their kind and a hint: a full
 // disk, an archive that ends early.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"proa/internal/image/flat"
+	"proa/internal/image/remote/pick"
 	"proa/internal/interrupt"
 )
 
@@ -50,7 +51,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes []s
 			return nil, fmt.Errorf("platform %w: %w", err, errdefs.ErrInvalidArgument)
 		}
 		if !platforms.Only(host).Match(plf) {
-			return nil, &PlatformError{Want: plat(host), Have: []string{plat(plf)}}
+			return nil, &PlatformError{Want: pick.Name(host), Have: []string{pick.Name(plf)}}
 		}
 	}
 	// Before the stream is read: it may be long.

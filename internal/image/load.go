@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"proa/internal/image/remote/pick"
 	"proa/internal/interrupt"
 )
 
@@ -216,7 +217,7 @@ func (s *Store) resolve(ctx context.Context, c candidate) (*ready, error) {
 			return nil, fmt.Errorf("%s is not the manifest of image %s: %w", desc.Digest, c.want, errdefs.ErrNotFound)
 		}
 	} else if !platforms.Only(host).Match(platforms.Normalize(have)) {
-		return nil, &PlatformError{Want: plat(host), Have: []string{plat(have)}, Asked: c.plf != nil}
+		return nil, &PlatformError{Want: pick.Name(host), Have: []string{pick.Name(have)}, Asked: c.plf != nil}
 	}
 	if len(m.Layers) != len(p.oci.RootFS.DiffIDs) {
 		return nil, fmt.Errorf("image manifest %s has %d layers and its config names %d: %w", desc.Digest, len(m.Layers), len(p.oci.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
@@ -227,16 +228,6 @@ func (s *Store) resolve(ctx context.Context, c candidate) (*ready, error) {
 		}
 	}
 	return &ready{candidate: c, id: m.Config.Digest, config: p, manifest: m, from: desc}, nil
-}
-
-// plat is a platform for people: without the "v1" that every amd64 is.
-func plat(p ocispec.Platform) string {
-	p = platforms.Normalize(p)
-	out := p.OS + "/" + p.Architecture
-	if p.Variant != "" && p.Variant != "v1" {
-		out += "/" + p.Variant
-	}
-	return out
 }
 
 // choose picks the manifest of an index that the candidate wants, among those
@@ -250,7 +241,7 @@ func (s *Store) choose(ctx context.Context, index ocispec.Descriptor, c candidat
 	var best *ocispec.Descriptor
 	var have []string
 	for _, d := range kids {
-		if isAttestation(d) {
+		if pick.IsAttestation(d) {
 			continue
 		}
 		if d.MediaType == "" {
@@ -276,7 +267,7 @@ func (s *Store) choose(ctx context.Context, index ocispec.Descriptor, c candidat
 			d.Platform = &ocispec.Platform{OS: p.oci.OS, Architecture: p.oci.Architecture, Variant: p.oci.Variant}
 		}
 		if d.Platform != nil {
-			have = append(have, plat(*d.Platform))
+			have = append(have, pick.Name(*d.Platform))
 			if !host.Match(*d.Platform) || best != nil && !host.Less(*d.Platform, *best.Platform) {
 				continue
 			}
@@ -289,7 +280,7 @@ func (s *Store) choose(ctx context.Context, index ocispec.Descriptor, c candidat
 		if c.want != "" {
 			return ocispec.Descriptor{}, fmt.Errorf("index %s holds no manifest of image %s: %w", index.Digest, c.want, errdefs.ErrNotFound)
 		}
-		return ocispec.Descriptor{}, &PlatformError{Want: plat(c.platform()), Have: have, Asked: c.plf != nil}
+		return ocispec.Descriptor{}, &PlatformError{Want: pick.Name(c.platform()), Have: have, Asked: c.plf != nil}
 	}
 	return *best, nil
 }

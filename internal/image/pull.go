@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"proa/internal/image/remote"
+	"proa/internal/image/remote/pick"
 )
 
 // atOnce is how many layers of one image are fetched or sent at a time.
@@ -75,29 +76,6 @@ type PullResult struct {
 	Current bool
 }
 
-// TagError says that a repository has no such tag, and what it has. Its kind
-// is errdefs.ErrNotFound.
-type TagError struct {
-	Ref  string
-	Tags []string // the nearest ones first, not all
-	More int      // how many others there are
-}
-
-// Error lists them.
-func (e *TagError) Error() string {
-	out := fmt.Sprintf("manifest for %s not found: ", e.Ref)
-	switch {
-	case len(e.Tags) == 0:
-		return out + "the registry has no such tag, and does not say which it has"
-	case e.More > 0:
-		return out + fmt.Sprintf("the repository has no such tag; the nearest are %s, and it has %d more", list(e.Tags), e.More)
-	}
-	return out + "the repository has no such tag; it has " + list(e.Tags)
-}
-
-// Unwrap gives the kind.
-func (e *TagError) Unwrap() error { return errdefs.ErrNotFound }
-
 // parseRemote makes the name of an image full for a registry: with a tag, or
 // with a digest alone, which then is what counts, as Docker has it.
 func parseRemote(ref string) (named reference.Named, at string, err error) {
@@ -151,7 +129,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (_ PullResu
 	p := &puller{s: s, repo: s.cfg.Registries.Repository(named, o.Auth), tell: t.tell}
 	top, err := p.repo.Manifest(ctx, at)
 	if err != nil {
-		return PullResult{}, p.notFound(ctx, named, at, err)
+		return PullResult{}, pick.Missing(ctx, p.repo, named, at, err)
 	}
 	if o.Found != nil {
 		o.Found(top.Digest)
@@ -259,7 +237,7 @@ func (p *puller) choose(ctx context.Context, m remote.Manifest, c candidate) (re
 		if err := decodeJSON(m.Raw, "image index "+m.Digest.String(), &idx); err != nil {
 			return m, err
 		}
-		d, err := choosePlatform(idx.Manifests, c)
+		d, err := pick.Platform(idx.Manifests, c.platform(), c.plf != nil)
 		if err != nil {
 			return m, err
 		}
@@ -271,37 +249,6 @@ func (p *puller) choose(ctx context.Context, m remote.Manifest, c candidate) (re
 		return m, fmt.Errorf("%s is no image: its media type is %q: %w", m.Digest, m.MediaType, errdefs.ErrInvalidArgument)
 	}
 	return m, nil
-}
-
-// choosePlatform picks of an index's entries the one for a candidate's
-// platform, passing over attestations. One without a platform is taken when
-// nothing else can be meant.
-func choosePlatform(entries []ocispec.Descriptor, c candidate) (ocispec.Descriptor, error) {
-	want := platforms.Only(c.platform())
-	var best *ocispec.Descriptor
-	var have []string
-	var unnamed []ocispec.Descriptor
-	for _, d := range entries {
-		if isAttestation(d) || checkDigest(d.Digest) != nil || d.MediaType != "" && !images.IsManifestType(d.MediaType) && !images.IsIndexType(d.MediaType) {
-			continue
-		}
-		if d.Platform == nil || d.Platform.OS == "" && d.Platform.Architecture == "" {
-			unnamed = append(unnamed, d)
-			continue
-		}
-		have = append(have, plat(*d.Platform))
-		if want.Match(*d.Platform) && (best == nil || want.Less(*d.Platform, *best.Platform)) {
-			best = &d
-		}
-	}
-	switch {
-	case best != nil:
-		return *best, nil
-	case len(have) == 0 && len(unnamed) == 1:
-		return unnamed[0], nil
-	}
-	slices.Sort(have)
-	return ocispec.Descriptor{}, &PlatformError{Want: plat(c.platform()), Have: slices.Compact(have), Asked: c.plf != nil}
 }
 
 // config brings the config of an image.
@@ -463,75 +410,6 @@ func (p *puller) alsoFrom(ctx context.Context, d digest.Digest) error {
 	return nil
 }
 
-// notFound adds what there is to a registry's word that something is not there.
-func (p *puller) notFound(ctx context.Context, named reference.Named, at string, err error) error {
-	if !errdefs.IsNotFound(err) {
-		return err
-	}
-	if _, ok := named.(reference.Digested); ok {
-		return fmt.Errorf("the registry has no manifest with this digest: %w", err)
-	}
-	tags, terr := p.repo.Tags(ctx)
-	if errdefs.IsNotFound(terr) {
-		return fmt.Errorf("the registry has no repository %q (is the name right? must you log in?): %w", reference.Path(named), err)
-	}
-	e := &TagError{Ref: reference.FamiliarString(named)}
-	if terr == nil {
-		e.Tags, e.More = nearest(at, tags, 8)
-	}
-	return e
-}
-
-// nearest gives at most n names, those first that differ least from want.
-func nearest(want string, names []string, n int) (some []string, more int) {
-	type scored struct {
-		name string
-		far  int
-	}
-	all := make([]scored, 0, len(names))
-	for _, name := range names {
-		if !reference.TagRegexp.MatchString(name) || len(name) > 128 {
-			continue
-		}
-		far := distance(want, name)
-		if strings.HasPrefix(name, want) || strings.HasPrefix(want, name) {
-			far = min(far, 1)
-		}
-		all = append(all, scored{name, far})
-	}
-	slices.SortStableFunc(all, func(a, b scored) int {
-		if a.far != b.far {
-			return a.far - b.far
-		}
-		return strings.Compare(a.name, b.name)
-	})
-	for _, s := range all[:min(n, len(all))] {
-		some = append(some, s.name)
-	}
-	return some, len(all) - len(some)
-}
-
-// distance is how many bytes must be changed, added or left out to make b of a.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		left := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := left
-			if a[i] != b[j] {
-				change++
-			}
-			left = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
-}
-
 // RemoteTags lists the tags that the registry has of a repository.
 func (s *Store) RemoteTags(ctx context.Context, name string, auth remote.Credentials) ([]string, error) {
 	named, _, err := parseRemote(name)
@@ -555,7 +433,7 @@ func (s *Store) Distribution(ctx context.Context, ref string, auth remote.Creden
 	p := &puller{s: s, repo: s.cfg.Registries.Repository(named, auth)}
 	m, err := p.repo.Manifest(ctx, at)
 	if err != nil {
-		return ocispec.Descriptor{}, nil, fmt.Errorf("cannot inspect %s: %w", reference.FamiliarString(named), p.notFound(ctx, named, at, err))
+		return ocispec.Descriptor{}, nil, fmt.Errorf("cannot inspect %s: %w", reference.FamiliarString(named), pick.Missing(ctx, p.repo, named, at, err))
 	}
 	var out []ocispec.Platform
 	switch {
@@ -565,7 +443,7 @@ func (s *Store) Distribution(ctx context.Context, ref string, auth remote.Creden
 			return m.Descriptor, nil, err
 		}
 		for _, d := range idx.Manifests {
-			if d.Platform != nil && !isAttestation(d) {
+			if d.Platform != nil && !pick.IsAttestation(d) {
 				out = append(out, *d.Platform)
 			}
 		}

@@ -18,6 +18,8 @@ import (
 	"github.com/moby/buildkit/session/sshforward"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/util/suggest"
+
+	"proa/internal/image/remote/pick"
 )
 
 // atMost is how long a hint may be looked for: the client waits for it.
@@ -38,6 +40,11 @@ func (t *Teller) hint(ctx context.Context, b build, err error) string {
 	if m := refused.FindStringSubmatch(err.Error()); m != nil && (strings.HasPrefix(m[2], "401") || strings.HasPrefix(m[2], "403")) {
 		host := strings.TrimSuffix(" "+strings.TrimPrefix(m[1], "registry-1."), " docker.io")
 		return fmt.Sprintf("proa login%s, or docker login%s", host, host)
+	}
+	var tag *pick.TagError
+	var platform *pick.PlatformError
+	if errors.As(err, &tag) || errors.As(err, &platform) {
+		return "" // which says what there is
 	}
 	all := errdefs.Sources(err)
 	if len(all) == 0 {
