@@ -126,7 +126,7 @@ func (g *Registry) beginUpload(w *answer, r *request) error {
 			return err
 		}
 	}
-	id, err := g.cfg.Store.Begin(r.repo)
+	id, err := g.cfg.Store.Begin(r.repo, r.client())
 	if err != nil {
 		return because(codeTooManyRequests, err)
 	}

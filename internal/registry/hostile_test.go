@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -82,6 +83,89 @@ func TestManifestNeedsNoUpload(t *testing.T) {
 	}
 	w.want(429, codeTooManyRequests, "POST", "/v2/a/blobs/uploads/", "")
 	w.pushManifest("a", "1", m)
+}
+
+// One client cannot take all the uploads that may be begun: another one's go on,
+// and what it is told says what to do.
+func TestUploadsOfOneClientAreBounded(t *testing.T) {
+	var lines []byte
+	for _, name := range []string{"anna", "bert"} {
+		line, err := PasswordLine(name, "secret")
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines = append(append(lines, line...), '\n')
+	}
+	file := filepath.Join(t.TempDir(), "htpasswd")
+	if err := os.WriteFile(file, lines, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := OpenPasswords(file, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := store.Open(t.TempDir(), store.Config{MaxUploads: 4, MaxPerOwner: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close() })
+	w := start(t, Config{Store: st, Auth: p})
+	begin := func(user string) (int, string, string) {
+		t.Helper()
+		q, err := http.NewRequest(http.MethodPost, w.url+"/v2/a/blobs/uploads/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.SetBasicAuth(user, "secret")
+		resp, err := http.DefaultClient.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(text), resp.Header.Get("Location")
+	}
+	var at string
+	for range 2 {
+		var status int
+		var text string
+		if status, text, at = begin("anna"); status != http.StatusAccepted {
+			t.Fatalf("%d %s", status, text)
+		}
+	}
+	const want = "2 uploads of user anna are begun and not ended, which is the limit for one client: end or cancel some"
+	if status, text, _ := begin("anna"); status != http.StatusTooManyRequests || !strings.Contains(text, codeTooManyRequests) || !strings.Contains(text, want) {
+		t.Errorf("a third one: %d %s", status, text)
+	}
+	if status, text, _ := begin("bert"); status != http.StatusAccepted {
+		t.Errorf("another user: %d %s", status, text)
+	}
+	q, err := http.NewRequest(http.MethodDelete, w.url+at, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q.SetBasicAuth("anna", "secret")
+	resp, err := http.DefaultClient.Do(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if status, text, _ := begin("anna"); status != http.StatusAccepted {
+		t.Errorf("after one was cancelled (%d): %d %s", resp.StatusCode, status, text)
+	}
+}
+
+func TestClientOfARequest(t *testing.T) {
+	for addr, want := range map[string]string{
+		"10.0.0.1:1234": "10.0.0.1", "[::ffff:10.0.0.1]:5": "10.0.0.1", "[2001:db8:1:2:3::4]:5": "2001:db8:1:2::/64", "[fe80::1%eth0]:5": "fe80::/64", "@": "@",
+	} {
+		if got := (&request{Request: &http.Request{RemoteAddr: addr}}).client(); got != want {
+			t.Errorf("%s: %q, want %q", addr, got, want)
+		}
+	}
+	if got := (&request{Request: &http.Request{RemoteAddr: "10.0.0.1:1"}, user: "anna"}).client(); got != "user anna" {
+		t.Errorf("a user: %q", got)
+	}
 }
 
 // An unknown name costs what the dearest known one does, whatever cost the

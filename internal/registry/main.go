@@ -128,7 +128,7 @@ hour, and a minute after something was deleted.`,
 	fl.BoolVar(&f.allowDelete, "allow-delete", false, "let clients delete tags, manifests and blobs")
 	fl.StringVar(&f.maxBlob, "max-blob", "64g", "most bytes of one blob")
 	fl.IntVar(&f.maxUploads, "max-uploads", 64, "most blobs that are received at once")
-	fl.DurationVar(&f.expiry, "upload-expiry", 24*time.Hour, "how long an upload may be idle")
+	fl.DurationVar(&f.expiry, "upload-expiry", time.Hour, "how long an upload may be idle")
 	fl.DurationVar(&f.keepUnused, "keep-unused", time.Hour, "how long a blob stays that no manifest names")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error; debug has a line for each request")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "the same as --log-level debug")

@@ -16,6 +16,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -71,6 +72,23 @@ type request struct {
 
 	repo string // checked
 	ref  string // the last part of the path, not yet checked
+}
+
+// client is whose uploads a request's are counted among: the user, or where
+// there are none the address. A host has a whole /64 of IPv6.
+func (r *request) client() string {
+	if r.user != "" {
+		return "user " + r.user
+	}
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	ip := at.Addr().Unmap().WithZone("")
+	if ip.Is6() {
+		return netip.PrefixFrom(ip, 64).Masked().String()
+	}
+	return ip.String()
 }
 
 // route is one line of the table of all routes.

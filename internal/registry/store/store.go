@@ -43,7 +43,8 @@ import (
 type Config struct {
 	MaxBlob      int64         // bytes of one blob; default 64 GiB
 	MaxUploads   int           // uploads that are begun and not ended; default 4096
-	UploadExpiry time.Duration // after which an upload that nobody wrote to is dropped; default 24 h
+	MaxPerOwner  int           // of those, begun by one client; default 256
+	UploadExpiry time.Duration // after which an upload that nobody wrote to is dropped; default 1 h
 	KeepUnused   time.Duration // how long a blob stays that no manifest of its repository names; default 1 h
 }
 
@@ -54,8 +55,11 @@ func (c *Config) complete() {
 	if c.MaxUploads == 0 {
 		c.MaxUploads = 4096
 	}
+	if c.MaxPerOwner == 0 {
+		c.MaxPerOwner = 256
+	}
 	if c.UploadExpiry == 0 {
-		c.UploadExpiry = 24 * time.Hour
+		c.UploadExpiry = time.Hour
 	}
 	if c.KeepUnused == 0 {
 		c.KeepUnused = time.Hour

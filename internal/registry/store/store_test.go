@@ -47,7 +47,7 @@ func must(t testing.TB, err error) {
 func push(t testing.TB, s *Store, repo, content string) digest.Digest {
 	t.Helper()
 	d := digest.FromString(content)
-	id, err := s.Begin(repo)
+	id, err := s.Begin(repo, "me")
 	must(t, err)
 	_, err = s.Append(ctx, repo, id, 0, text{strings.NewReader(content)})
 	must(t, err)
@@ -104,7 +104,7 @@ func TestUploadGoesOnAfterARestart(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, Config{})
 	content := strings.Repeat("0123456789abcdef", 1<<16)
-	id, err := s.Begin("a/b")
+	id, err := s.Begin("a/b", "me")
 	must(t, err)
 	if _, err := s.Append(ctx, "a/b", id, 0, text{strings.NewReader(content[:500_000])}); err != nil {
 		t.Fatal(err)
@@ -142,7 +142,7 @@ func TestUploadGoesOnAfterARestart(t *testing.T) {
 func TestCutUpload(t *testing.T) {
 	s := open(t, t.TempDir(), Config{})
 	content := strings.Repeat("x", 1<<20)
-	id, err := s.Begin("r")
+	id, err := s.Begin("r", "me")
 	must(t, err)
 	cut := io.MultiReader(strings.NewReader(content[:700_001]), brokenReader{io.ErrUnexpectedEOF})
 	n, err := s.Append(ctx, "r", id, -1, text{cut})
@@ -168,7 +168,7 @@ func (w waiting) Interrupt()               { close(w.stop) }
 
 func TestANewerRequestTakesTheUploadOver(t *testing.T) {
 	s := open(t, t.TempDir(), Config{})
-	id, err := s.Begin("r")
+	id, err := s.Begin("r", "me")
 	must(t, err)
 	old := make(chan error)
 	silent := waiting{make(chan struct{})}
@@ -208,7 +208,7 @@ func TestWrongContentEndsTheUpload(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, Config{})
 	for _, want := range []digest.Digest{digest.FromString("right"), digest.SHA512.FromString("right")} {
-		id, err := s.Begin("r")
+		id, err := s.Begin("r", "me")
 		must(t, err)
 		_, err = s.Append(ctx, "r", id, 0, text{strings.NewReader("wrong")})
 		must(t, err)
@@ -231,18 +231,18 @@ func TestWrongContentEndsTheUpload(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	s := open(t, t.TempDir(), Config{MaxBlob: 1000, MaxUploads: 2})
-	id, err := s.Begin("r")
+	id, err := s.Begin("r", "me")
 	must(t, err)
 	if _, err := s.Append(ctx, "r", id, 0, text{strings.NewReader(strings.Repeat("x", 1001))}); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("1001 bytes of 1000: %v", err)
 	}
-	_, err = s.Begin("r")
+	_, err = s.Begin("r", "me")
 	must(t, err)
-	if _, err := s.Begin("r"); !errdefs.IsResourceExhausted(err) {
+	if _, err := s.Begin("r", "me"); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("a third upload of two: %v", err)
 	}
 	must(t, s.Cancel(ctx, "r", id))
-	if _, err := s.Begin("r"); err != nil {
+	if _, err := s.Begin("r", "me"); err != nil {
 		t.Errorf("after one was cancelled: %v", err)
 	}
 }
@@ -394,9 +394,9 @@ func TestCollect(t *testing.T) {
 	alone := pushManifest(t, s, "r", "alone", "", nil, push(t, s, "r", "own layer"), config)
 	push(t, s, "r", "nobody's")
 	must(t, s.Mount("q", "r", layer)) // nobody's there
-	fresh, err := s.Begin("r")
+	fresh, err := s.Begin("r", "me")
 	must(t, err)
-	stale, err := s.Begin("r")
+	stale, err := s.Begin("r", "me")
 	must(t, err)
 	long := time.Now().Add(-2 * time.Hour)
 	must(t, os.Chtimes(filepath.Join(dir, uploadsDir, uploadName("r", stale)), long, long))

@@ -50,10 +50,11 @@ func (e *DigestError) Unwrap() error { return errdefs.ErrInvalidArgument }
 // arrived, so that a chunk costs no reading of those before it. After a
 // restart it is made again by reading the file once.
 type upload struct {
-	turn chan struct{} // who could put a token in may touch the file and what stands below, until it takes it out
-	size int64
-	hash hash.Hash // SHA-256; nil until the file was read
-	gone bool      // committed or cancelled
+	owner string        // who began it; "" after a restart
+	turn  chan struct{} // who could put a token in may touch the file and what stands below, until it takes it out
+	size  int64
+	hash  hash.Hash // SHA-256; nil until the file was read
+	gone  bool      // committed or cancelled
 
 	seen atomic.Int64 // size, for those who only want to know
 
@@ -79,21 +80,34 @@ func (s *Store) findUploads() error {
 	})
 }
 
-// Begin begins an upload into a repository and returns its id. Too many
-// uploads at once are errdefs.ErrResourceExhausted.
-func (s *Store) Begin(repo string) (id string, err error) {
+// Begin begins an upload into a repository and returns its id. owner is the
+// client who does, in words for people. Too many uploads that are begun and not
+// ended, of one owner or of all, are errdefs.ErrResourceExhausted.
+func (s *Store) Begin(repo, owner string) (id string, err error) {
 	var raw [16]byte
 	_, _ = rand.Read(raw[:]) // never fails
 	id = hex.EncodeToString(raw[:])
 	name := uploadName(repo, id)
 	s.mu.Lock()
-	full := len(s.uploads) >= s.cfg.MaxUploads
-	if !full {
-		s.uploads[name] = newUpload(digest.SHA256.Hash(), 0)
+	own := 0
+	for _, u := range s.uploads {
+		if u.owner == owner {
+			own++
+		}
+	}
+	full, greedy := len(s.uploads) >= s.cfg.MaxUploads, own >= s.cfg.MaxPerOwner
+	if !full && !greedy {
+		u := newUpload(digest.SHA256.Hash(), 0)
+		u.owner = owner
+		s.uploads[name] = u
 	}
 	s.mu.Unlock()
-	if full {
-		return "", fmt.Errorf("%d uploads are begun and not ended, which is the limit: end some, or try again later: %w", s.cfg.MaxUploads, errdefs.ErrResourceExhausted)
+	switch {
+	case greedy:
+		return "", fmt.Errorf("%d uploads of %s are begun and not ended, which is the limit for one client: end or cancel some, or try again later; one that is idle for %v ends by itself: %w",
+			own, owner, s.cfg.UploadExpiry, errdefs.ErrResourceExhausted)
+	case full:
+		return "", fmt.Errorf("%d uploads are begun and not ended, which is the limit: try again later; one that is idle for %v ends by itself: %w", s.cfg.MaxUploads, s.cfg.UploadExpiry, errdefs.ErrResourceExhausted)
 	}
 	f, err := s.root.OpenFile(uploadsDir+"/"+name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
