@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -160,16 +161,23 @@ func parent(t *testing.T, pid int) int {
 	return ppid
 }
 
-// After a reboot (another boot id) what ran is exited, and restart policies run.
-func TestReboot(t *testing.T) {
-	boot := filepath.Join(t.TempDir(), "boot_id")
-	write := func(id string) {
-		if err := os.WriteFile(boot, []byte(id+"\n"), 0o600); err != nil {
+// bootable starts an engine whose boots are told by reboot.
+func bootable(t *testing.T) (e *proatest.Engine, reboot func()) {
+	t.Helper()
+	file, boots := filepath.Join(t.TempDir(), "boot_id"), 0
+	reboot = func() {
+		boots++
+		if err := os.WriteFile(file, fmt.Appendf(nil, "boot-%d\n", boots), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	write("11111111-1111-1111-1111-111111111111")
-	e := proatest.New(t, proatest.Args("--boot-id-file", boot))
+	reboot()
+	return proatest.New(t, proatest.Args("--boot-id-file", file)), reboot
+}
+
+// After a reboot (another boot id) what ran is exited, and restart policies run.
+func TestReboot(t *testing.T) {
+	e, reboot := bootable(t)
 	e.ImportBusybox("bb")
 	e.MustDocker("run", "-d", "--network", "none", "--name", "stays-down", "bb", "sleep", "1000")
 	e.MustDocker("run", "-d", "--network", "none", "--restart", "always", "--name", "comes-back", "bb", "sleep", "1000")
@@ -181,7 +189,7 @@ func TestReboot(t *testing.T) {
 	if err := os.RemoveAll(e.ExecRoot); err != nil {
 		t.Fatal(err)
 	}
-	write("22222222-2222-2222-2222-222222222222")
+	reboot()
 	e.Start()
 	if got := e.MustDocker("inspect", "-f", "{{.State.Status}}", "stays-down"); got != "exited" {
 		t.Errorf("without a policy: %s, want exited", got)
@@ -196,6 +204,54 @@ func TestReboot(t *testing.T) {
 			break
 		}
 	}
+}
+
+// A builder that is killed has its cache still, for the kernel has what it
+// wrote. After a power cut, which another boot id tells, nobody knows what
+// reached the disk: the cache begins empty, and the store keeps nothing of it.
+func TestRebootEmptiesTheBuildCache(t *testing.T) {
+	e, reboot := bootable(t)
+	e.ImportBusybox("bb")
+	before := e.StoreFiles()
+	dir := buildContext(t, "Dockerfile", "FROM bb\nRUN head -c 1000000 /dev/urandom > /d\n")
+	build := func(cached bool) {
+		t.Helper()
+		r := e.Proa("build", "--progress", "plain", dir)
+		if r.Code != 0 || strings.Contains(r.Stderr, "CACHED") != cached {
+			t.Fatalf("exit code %d, cached should be %v:\n%s", r.Code, cached, r.Stderr)
+		}
+	}
+	down := func() {
+		t.Helper()
+		pid := builderOf(t, e)
+		e.Kill()
+		for end := time.Now().Add(10 * time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the builder outlives its engine")
+			}
+		}
+	}
+	build(false)
+	down()
+	e.Start()
+	build(true)
+	down()
+	reboot()
+	e.Start()
+	build(false)
+	if raw, err := os.ReadFile(filepath.Join(e.ExecRoot, "build", "container", "build.log")); err != nil || !strings.Contains(string(raw), "the machine went down") {
+		t.Errorf("the builder's log does not say why: %v\n%s", err, raw)
+	}
+	build(true)
+	e.MustProa("image", "prune", "-f")
+	e.MustProa("builder", "prune", "-a", "-f")
+	var after []string
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if after = e.StoreFiles(); slices.Equal(after, before) {
+			return
+		}
+	}
+	t.Errorf("%d files of the store, %d before the first build:\n%s", len(after), len(before), strings.Join(after, "\n"))
 }
 
 // killAll kills every shim of this engine.

@@ -108,7 +108,7 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 		p.Busy = func() func() { return func() {} }
 	}
 	b := &Builder{cfg: cfg, busy: p.Busy}
-	lost, err := openUnsynced(ctx, cfg.Root, p.Leases)
+	lost, err := openUnsynced(ctx, cfg.Root, cfg.BootID, p.Leases)
 	if err != nil {
 		return nil, err
 	}

@@ -63,7 +63,7 @@ func newKit(t *testing.T) *kit {
 		t.Fatal(err)
 	}
 	store := containerdsnapshot.NewContentStore(k.meta.ContentStore(), wire.Namespace)
-	k.b, err = New(ctx, wire.Config{Kind: "container", Root: filepath.Join(dir, "build"), Run: dir, MaxCache: 1 << 30}, Parts{
+	k.b, err = New(ctx, wire.Config{Kind: "container", Root: filepath.Join(dir, "build"), Run: dir, BootID: "this boot", MaxCache: 1 << 30}, Parts{
 		Content: k.meta.ContentStore(), Snapshots: k.meta.Snapshotter(wire.Snapshotter), Applier: apply.NewFileSystemApplier(store),
 		Differ: walking.NewWalkingDiff(store), Images: metadata.NewImageStore(k.meta), Leases: metadata.NewLeaseManager(k.meta),
 		Collect: k.meta.GarbageCollect, Registries: remote.New(remote.Config{}),

@@ -58,7 +58,7 @@ func newEngineKit(t *testing.T) (*kit, *image.Store) {
 	}
 	c := store.New(conn)
 	k := &kit{t: t, dir: dir}
-	k.b, err = New(ctx, wire.Config{Kind: "container", Root: filepath.Join(dir, "build"), Run: dir, MaxCache: 1 << 30}, Parts{
+	k.b, err = New(ctx, wire.Config{Kind: "container", Root: filepath.Join(dir, "build"), Run: dir, BootID: "this boot", MaxCache: 1 << 30}, Parts{
 		Content: c.Content, Snapshots: c.Snapshots, Applier: c.Applier, Differ: c.Differ, Images: c.Images,
 		Leases: c.Leases, Collect: c.Collect, Registries: remote.New(remote.Config{}),
 	})

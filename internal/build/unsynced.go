@@ -23,20 +23,17 @@ import (
 // without care, and another boot that finds it begins with an empty cache.
 const unsyncedMark = "unsynced"
 
-const bootID = "/proc/sys/kernel/random/boot_id"
-
 // openUnsynced marks root before anything is written there, and empties it if
 // the machine went down in between. The leases of the lost cache are given up,
-// so that the engine removes what it kept.
-func openUnsynced(ctx context.Context, root string, lm leases.Manager) (lost bool, err error) {
-	boot, err := os.ReadFile(bootID)
-	if err != nil {
-		return false, fmt.Errorf("cannot learn the boot id: %w", err)
+// so that the engine removes what it kept. boot names this boot.
+func openUnsynced(ctx context.Context, root, boot string, lm leases.Manager) (lost bool, err error) {
+	if boot == "" {
+		return false, errors.New("cannot tell this boot from the last: the engine names none")
 	}
 	mark := filepath.Join(root, unsyncedMark)
 	old, err := os.ReadFile(mark)
 	switch {
-	case err == nil && string(old) == string(boot):
+	case err == nil && strings.TrimSpace(string(old)) == boot:
 		return false, nil
 	case err == nil:
 		if err := dropCache(ctx, root, lm); err != nil {
@@ -46,7 +43,7 @@ func openUnsynced(ctx context.Context, root string, lm leases.Manager) (lost boo
 	case !errors.Is(err, fs.ErrNotExist):
 		return false, err
 	}
-	if err := sys.ReplaceSynced(mark, boot, 0o600); err != nil {
+	if err := sys.ReplaceSynced(mark, []byte(boot+"\n"), 0o600); err != nil {
 		return lost, fmt.Errorf("cannot mark the build cache: %w", err)
 	}
 	return lost, nil

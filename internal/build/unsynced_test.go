@@ -37,15 +37,14 @@ func TestUnsynced(t *testing.T) {
 	}
 	open := func(lost bool, kept int) {
 		t.Helper()
-		got, err := openUnsynced(t.Context(), root, lm)
+		got, err := openUnsynced(t.Context(), root, "this boot", lm)
 		if err != nil || got != lost {
 			t.Fatalf("lost %v, %v; want %v", got, err, lost)
 		}
 		if _, err := os.Stat(cache); (err == nil) == lost || len(lm.left) != kept {
 			t.Fatalf("the cache: %v, %d leases are left, want %d", err, len(lm.left), kept)
 		}
-		boot, _ := os.ReadFile(bootID)
-		if got, err := os.ReadFile(mark); err != nil || string(got) != string(boot) {
+		if got, err := os.ReadFile(mark); err != nil || string(got) != "this boot\n" {
 			t.Fatalf("marked with %q, %v", got, err)
 		}
 	}
@@ -62,6 +61,9 @@ func TestUnsynced(t *testing.T) {
 	write(mark, "another boot\n")
 	open(true, 0)
 	write(cache, "records")
-	write(mark, "") // cut off while it was marked
+	write(mark, "") // damaged
 	open(true, 0)
+	if _, err := openUnsynced(t.Context(), root, "", lm); err == nil {
+		t.Error("a boot without a name is taken for one")
+	}
 }

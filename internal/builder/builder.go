@@ -36,6 +36,7 @@ type Config struct {
 	CgroupParent string
 	Default      isolation.Kind // of builds that ask for none
 	Idle         time.Duration  // how long a builder outlives its last request
+	BootID       string         // names this boot of the host
 	Certs        string         // directory with certificates of registries
 	Gateway      func() string  // the host's address as RUN steps see it
 	Log          *slog.Logger

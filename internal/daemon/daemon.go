@@ -115,6 +115,7 @@ type house struct {
 	cfg     Config
 	log     *slog.Logger
 	closers []func() error // in order of opening
+	bootID  string         // names this boot of the host
 
 	db         *state.DB
 	images     *image.Store
@@ -142,6 +143,13 @@ func (h *house) close() error {
 // open opens the rooms from the ground floor up.
 func (h *house) open(ctx context.Context) (err error) {
 	data, run := h.cfg.DataRoot, h.cfg.ExecRoot
+	boot, err := os.ReadFile(h.cfg.BootIDFile)
+	if err != nil {
+		return fmt.Errorf("cannot tell this boot from the last: %w", err)
+	}
+	if h.bootID = strings.TrimSpace(string(boot)); h.bootID == "" {
+		return fmt.Errorf("cannot tell this boot from the last: %q is empty (--boot-id-file names another)", h.cfg.BootIDFile)
+	}
 	if h.db, err = state.Open(filepath.Join(data, "proa.db")); err != nil {
 		return err
 	}
@@ -185,17 +193,13 @@ func (h *house) open(ctx context.Context) (err error) {
 	if err := h.guardShim(); err != nil {
 		return fmt.Errorf("cannot guard the shim's program: %w", err)
 	}
-	boot, err := os.ReadFile(h.cfg.BootIDFile)
-	if err != nil {
-		return fmt.Errorf("cannot tell this boot from the last: %w", err)
-	}
 	h.engine, err = engine.Open(ctx, engine.Config{
 		DataRoot: data, ExecRoot: run, DB: h.db, Images: h.images, Volumes: h.volumes, Network: h.network,
 		Shims:    &shim.Starter{Binary: h.cfg.Shim, Dir: filepath.Join(run, "shim")},
 		Machines: h.machines, NoMachines: noMachines, Events: h.events, Log: h.log,
 		DefaultKind: isolation.Kind(h.cfg.Isolation), CgroupParent: h.cfg.CgroupParent,
 		UserNS: h.cfg.UserNS, SubidFiles: h.cfg.SubidFiles, SubidOwner: h.cfg.subidOwner(),
-		BootID: strings.TrimSpace(string(boot)),
+		BootID: h.bootID,
 	})
 	if err != nil {
 		return err
@@ -230,7 +234,7 @@ func (h *house) openMachines() error {
 	}
 	h.machines, err = machine.Open(machine.Config{
 		Dir: filepath.Join(h.cfg.DataRoot, "vm"), KernelDirs: h.cfg.GuestKernel, Agent: h.cfg.Agent, QEMU: h.cfg.QEMU,
-		Accelerator: h.cfg.Accelerator, Probe: []string{"/proc/self/exe", "kvm-probe"}, UID: id.Host, GID: id.Host,
+		Accelerator: h.cfg.Accelerator, Probe: []string{"/proc/self/exe", "kvm-probe"}, BootID: h.bootID, UID: id.Host, GID: id.Host,
 	})
 	return err
 }

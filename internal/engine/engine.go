@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"proa/internal/event"
 	"proa/internal/image"
 	"proa/internal/isolation"
@@ -44,7 +46,7 @@ type Config struct {
 	SubidFiles []string // where the ids are recorded; nil is /etc/subuid and /etc/subgid
 	SubidOwner string   // the name in these files; "" is "proa"
 	SubidWidth uint32   // 0 is 65536
-	BootID     string   // "" asks the kernel; another one is another boot
+	BootID     string   // names this boot of the host; what ran in another one is gone
 	Now        func() time.Time
 	After      func(time.Duration, func()) (stop func() bool) // nil is time.AfterFunc
 }
@@ -74,6 +76,9 @@ type Engine struct {
 // Open reads the records, finds what runs, cleans up what nobody owns, and
 // lets restart policies run.
 func Open(ctx context.Context, cfg Config) (*Engine, error) {
+	if cfg.BootID == "" {
+		return nil, fmt.Errorf("cannot open the engine: %w: BootID must be set", errdefs.ErrInvalidArgument)
+	}
 	if cfg.CgroupParent == "" {
 		cfg.CgroupParent = "/proa"
 	}
@@ -96,13 +101,6 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		cfg.Log = slog.Default()
 	}
 	e := &Engine{cfg: cfg, byID: map[string]*box{}, byName: map[string]string{}, execs: map[string]string{}, bootID: cfg.BootID}
-	if e.bootID == "" {
-		raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-		if err != nil {
-			return nil, fmt.Errorf("cannot learn the boot id: %w", err)
-		}
-		e.bootID = strings.TrimSpace(string(raw))
-	}
 	e.host, _ = os.Hostname()
 	for _, d := range []string{e.containersDir(), e.runDir(""), e.viewDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {

@@ -123,8 +123,8 @@ func openWorld(t testing.TB, dir, shimBin string, edit ...func(*Config)) *world 
 		Shims:        &shim.Starter{Binary: shimBin, Dir: filepath.Join(run, "shim")},
 		Events:       event.New(1000),
 		Log:          slog.New(slog.NewTextHandler(w.log, nil)),
-		CgroupParent: "/" + name,
-		SubidFiles:   []string{filepath.Join(dir, "subuid"), filepath.Join(dir, "subgid")},
+		CgroupParent: "/" + name, BootID: "this boot",
+		SubidFiles: []string{filepath.Join(dir, "subuid"), filepath.Join(dir, "subgid")},
 	}
 	for _, f := range edit {
 		f(&cfg)

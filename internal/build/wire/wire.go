@@ -59,6 +59,7 @@ type Config struct {
 	Run     string // <exec-root>/build/<kind>
 	Certs   string // directory with certificates of registries, one below it for each host
 	Version string // the engine's
+	BootID  string // names this boot of the host, as the engine tells it from others; never empty
 	Debug   bool
 
 	// Gateway is the address of the host as RUN steps see it; empty if there is none.

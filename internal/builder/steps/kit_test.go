@@ -122,7 +122,7 @@ func openSite(t testing.TB, kind isolation.Kind, edit ...func(*engine.Config)) *
 	cfg := engine.Config{
 		DataRoot: data, ExecRoot: run, DB: db, Images: s.images, Volumes: vols, Network: nets,
 		Shims: &shim.Starter{Binary: bin, Dir: filepath.Join(run, "shim")}, Events: event.New(100),
-		Log: slog.New(slog.NewTextHandler(s.log, nil)), CgroupParent: "/" + s.name,
+		Log: slog.New(slog.NewTextHandler(s.log, nil)), CgroupParent: "/" + s.name, BootID: "this boot",
 		SubidFiles: []string{filepath.Join(dir, "subuid"), filepath.Join(dir, "subgid")},
 	}
 	for _, f := range edit {

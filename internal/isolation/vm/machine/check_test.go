@@ -154,6 +154,13 @@ func TestVerdictIsKept(t *testing.T) {
 	if b, _ := os.ReadFile(counter); string(b) != "x\nx\n" {
 		t.Error("a verdict of another guest kernel was taken")
 	}
+	f.cfg.BootID = "another boot"
+	if _, err := f.judgeKVM(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := os.ReadFile(counter); string(b) != "x\nx\nx\n" {
+		t.Error("a verdict of another boot was taken")
+	}
 	if err := f.Distrust("it hung"); err != nil {
 		t.Fatal(err)
 	}

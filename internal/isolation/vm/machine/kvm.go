@@ -89,15 +89,11 @@ func (f *Factory) Distrust(why string) error {
 func (f *Factory) verdictPath() string { return filepath.Join(f.cfg.Dir, "kvm.json") }
 
 func (f *Factory) verdictKey() (string, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", fmt.Errorf("cannot read the boot id: %w", err)
-	}
 	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
 		return "", fmt.Errorf("cannot read the kernel's release: %w", err)
 	}
-	return strings.Join([]string{strings.TrimSpace(string(boot)), strings.TrimSpace(string(kernel)), f.host.version, f.kit.Digest}, " "), nil
+	return strings.Join([]string{f.cfg.BootID, strings.TrimSpace(string(kernel)), f.host.version, f.kit.Digest}, " "), nil
 }
 
 func (f *Factory) saveVerdict(v *Verdict) error {

@@ -29,7 +29,8 @@ type Config struct {
 	Accelerator string
 	// Probe is the command that runs ProbeChild ("/proc/self/exe kvm-probe").
 	// Without one the machine is emulated.
-	Probe []string
+	Probe  []string
+	BootID string // names this boot of the host; a verdict of another one about KVM does not hold
 	// UID and GID are those of the jailed VMM, never 0.
 	UID, GID uint32
 }
