@@ -27,6 +27,8 @@ type proad struct {
 	cmd  *exec.Cmd
 	log  bytes.Buffer
 	args []string
+
+	within []string // a command that becomes the engine's
 }
 
 func build(t *testing.T, dir string) {
@@ -71,7 +73,8 @@ func (p *proad) socket() string { return filepath.Join(p.dir, "run", "proa.sock"
 
 func (p *proad) start() {
 	p.t.Helper()
-	p.cmd = exec.Command(filepath.Join(p.dir, "bin", "proad"), p.args...)
+	command := append(append(p.within, filepath.Join(p.dir, "bin", "proad")), p.args...)
+	p.cmd = exec.Command(command[0], command[1:]...)
 	p.cmd.Stderr = &p.log
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
@@ -153,8 +156,11 @@ func TestDaemon(t *testing.T) {
 			if c.State != "yes" && c.State != "no" && c.State != "unknown" || c.Detail == "" {
 				t.Errorf("%+v", c)
 			}
+			if c.Name == "roots of containers" && c.State != "yes" {
+				t.Errorf("%+v", c)
+			}
 		}
-		for _, name := range []string{"image mounts", "user namespaces", "control groups", "network", "free space"} {
+		for _, name := range []string{"image mounts", "user namespaces", "roots of containers", "control groups", "network", "free space"} {
 			if !seen[name] {
 				t.Errorf("doctor does not speak of %s: %v", name, checks)
 			}
@@ -245,4 +251,43 @@ func rssOf(pid int) (int, error) {
 		}
 	}
 	return 0, fmt.Errorf("no VmRSS")
+}
+
+// A data root inside a container is often an overlay, which no other overlay
+// can write to: the engine says so when it starts and when it is asked.
+func TestDataRootOnAnOverlay(t *testing.T) {
+	p := newProad(t)
+	data := filepath.Join(p.dir, "data")
+	for _, d := range []string{"lower", "upper", "work", "data"} {
+		if err := os.Mkdir(filepath.Join(p.dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.within = []string{
+		"unshare", "--mount", "--propagation", "private", "sh", "-ec", `cd "$0"; mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay data; exec "$@"`, p.dir,
+	}
+	p.start()
+	var checks []struct{ Name, State, Detail, Mend string }
+	p.get("/proa/doctor", &checks)
+	found := false
+	for _, c := range checks {
+		if c.Name != "roots of containers" {
+			continue
+		}
+		found = true
+		if c.State != "no" || !strings.Contains(c.Detail, strconv.Quote(data)+", which lies on overlay: ") || !strings.Contains(c.Mend, "--data-root") || strings.Contains(c.Mend, "--userns host") {
+			t.Errorf("%+v", c)
+		}
+		t.Logf("%s -> %s", c.Detail, c.Mend)
+	}
+	if !found {
+		t.Errorf("doctor says nothing of it: %v", checks)
+	}
+	if left, err := os.ReadDir(filepath.Join(p.dir, "upper", "containers")); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	p.stop()
+	if said := p.log.String(); !strings.Contains(said, "containers cannot start") {
+		t.Errorf("the engine started without a word:\n%s", said)
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/docker/go-units"
 
 	"proa/internal/api"
+	"proa/internal/engine"
 	"proa/internal/isolation/vm/machine"
 	"proa/internal/sys/cgroup"
 )
@@ -101,6 +102,7 @@ func (h *house) doctor(ctx context.Context) []api.Check {
 	} else {
 		add("user namespaces", "no", "containers run in the host's user namespace", "sysctl -w user.max_user_namespaces=15000, and start proad without --userns host")
 	}
+	out = append(out, rootsCheck(h.engine.TryRoots()))
 	out = append(out, cgroupChecks()...)
 	out = append(out, h.networkChecks(ctx)...)
 	out = append(out, h.machineChecks(ctx)...)
@@ -118,6 +120,18 @@ func (h *house) doctor(ctx context.Context) []api.Check {
 		}
 	}
 	return out
+}
+
+// rootsCheck is the line about what the engine tried in the data root.
+func rootsCheck(err error) api.Check {
+	var no *engine.NoRootsError
+	switch {
+	case errors.As(err, &no):
+		return api.Check{Name: "roots of containers", State: "no", Detail: no.Error(), Mend: no.Hint()}
+	case err != nil:
+		return api.Check{Name: "roots of containers", State: "unknown", Detail: err.Error()}
+	}
+	return api.Check{Name: "roots of containers", State: "yes", Detail: "a layer of the data root can be written to"}
 }
 
 func cgroupChecks() []api.Check {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -112,6 +113,13 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	}
 	if err := e.openUserNS(); err != nil {
 		return nil, err
+	}
+	// The rest works all the same: images, builds for other hosts, VMs.
+	var no *NoRootsError
+	if err := e.TryRoots(); errors.As(err, &no) {
+		cfg.Log.Warn("containers cannot start", "why", no, "hint", no.Hint())
+	} else if err != nil {
+		cfg.Log.Warn("cannot tell whether containers can start", "why", err)
 	}
 	e.life, e.stop = context.WithCancel(context.Background())
 	e.saves = newSaver(cfg.DB, cfg.Log)

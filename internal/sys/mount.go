@@ -112,7 +112,11 @@ func Idmap(mount, userns *os.File, recursive bool) error {
 		flags |= unix.AT_RECURSIVE
 	}
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
-	if err := unix.MountSetattr(int(mount.Fd()), "", flags, &attr); err != nil {
+	err := unix.MountSetattr(int(mount.Fd()), "", flags, &attr)
+	if err == unix.EINVAL {
+		return fmt.Errorf("cannot idmap mount %q: its file system cannot shift owners: %w", mount.Name(), err)
+	}
+	if err != nil {
 		return fmt.Errorf("cannot idmap mount %q: %w", mount.Name(), err)
 	}
 	return nil
