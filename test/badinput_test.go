@@ -200,6 +200,7 @@ func TestLayerBombs(t *testing.T) {
 	proatest.Must(t, proatest.Crane(t, nil, "append", "-f", packed, "-t", reg.Addr+"/bomb"))
 	context := buildContext(t,
 		"copy/Dockerfile", "FROM bb\nCOPY huge /\n", "add/Dockerfile", "FROM bb\nADD bomb.tar.gz /\n", "run/Dockerfile", "FROM bb\nRUN head -c 9000000 /dev/zero >/zeros\n",
+		"sparse/Dockerfile", "FROM bb\nRUN truncate -s 1000000000000 /zeros\n",
 		"from/Dockerfile", "FROM "+reg.Addr+"/bomb\nCOPY copy /\n")
 	if err := os.Rename(packed, filepath.Join(context, "bomb.tar.gz")); err != nil {
 		t.Fatal(err)
@@ -211,6 +212,7 @@ func TestLayerBombs(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.MustProa("run", "--network", "none", "--name", "large", "bb", "sh", "-c", "head -c 9000000 /dev/zero >/zeros")
+	e.MustProa("run", "--network", "none", "--name", "sparse", "bb", "truncate", "-s", "1000000000000", "/zeros")
 	build := func(name string, more ...string) []string {
 		return append(append([]string{"build", "-t", "bomb", "-f", filepath.Join(context, name, "Dockerfile")}, more...), context)
 	}
@@ -229,6 +231,10 @@ func TestLayerBombs(t *testing.T) {
 		{"build with RUN", "zeros", build("run")},
 		{"build with RUN in a VM", "zeros", build("run", "--isolation", "vm")},
 		{"build FROM", "zeros", build("from")},
+		// A terabyte of nothing is refused before any of it is written.
+		{"build with RUN of a sparse file", "zeros", build("sparse")},
+		{"build with RUN of a sparse file in a VM", "zeros", build("sparse", "--isolation", "vm")},
+		{"commit of a sparse file", "zeros", []string{"commit", "sparse", "bomb"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			clis := map[string]func(...string) proatest.Result{"proa": e.Proa, "docker": e.Docker}
@@ -238,6 +244,9 @@ func TestLayerBombs(t *testing.T) {
 			for cli, run := range clis {
 				r := run(c.args...)
 				want := fmt.Sprintf("entry %q: the layer holds more than 8388608 bytes, the limit that --max-layer-size of the engine sets", c.entry)
+				if r.Took > time.Minute {
+					t.Errorf("%s: it took %v", cli, r.Took)
+				}
 				if r.Code != 1 && (c.args[0] != "run" || r.Code != 125) || !strings.Contains(r.Stderr, want) {
 					t.Errorf("%s: exit code %d, %q does not say %q", cli, r.Code, r.Stdout+r.Stderr, want)
 				}
@@ -251,7 +260,7 @@ func TestLayerBombs(t *testing.T) {
 		})
 	}
 	forgetBuilds(t, e, before)
-	e.MustProa("rm", "large")
+	e.MustProa("rm", "large", "sparse")
 }
 
 // A context may hold a terabyte that no instruction asks for: it is neither read

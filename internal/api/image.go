@@ -2,8 +2,11 @@ package api
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -16,22 +19,29 @@ import (
 )
 
 // stallTime is how long an upload may stand still before its connection is
-// given up.
+// given up. While an image is loaded or imported no garbage is collected, so a
+// client that was stopped (ctrl-Z) may not put that off any longer.
 const stallTime = 2 * time.Minute
 
 // upload is a request body that must keep moving.
 type upload struct {
 	io.Reader
-	rc *http.ResponseController
+	rc    *http.ResponseController
+	stall time.Duration
 }
 
+// Read gives what comes, and gives up when nothing does.
 func (u *upload) Read(p []byte) (int, error) {
-	_ = u.rc.SetReadDeadline(time.Now().Add(stallTime))
-	return u.Reader.Read(p)
+	_ = u.rc.SetReadDeadline(time.Now().Add(u.stall))
+	n, err := u.Reader.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("the client sent nothing for %v (was it stopped?), so it was given up: send it again", u.stall)
+	}
+	return n, err
 }
 
 func (c *call) upload() *upload {
-	return &upload{c.Body, http.NewResponseController(c.ResponseWriter)}
+	return &upload{c.Body, http.NewResponseController(c.ResponseWriter), stallTime}
 }
 
 // messages writes Docker's stream of JSON messages of a long request.
