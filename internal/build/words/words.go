@@ -35,6 +35,8 @@ type Teller struct {
 	Images images.Store
 	// Hidden begins names of images that only the builder knows.
 	Hidden string
+	// TooLarge says which files are refused for their size.
+	TooLarge func() string
 
 	mu     sync.Mutex
 	builds map[string]*build // those that run, by their references
@@ -149,8 +151,15 @@ func (t *Teller) tell(ctx context.Context, ref string, err error) error {
 	}
 	p := st.Proto()
 	p.Message = text
-	return status.FromProto(p).Err()
+	return &told{status.FromProto(p)}
 }
+
+// told is an answer whose words are no more than its message: gRPC's own type
+// puts its name for the code before them.
+type told struct{ st *status.Status }
+
+func (e *told) Error() string              { return e.st.Message() }
+func (e *told) GRPCStatus() *status.Status { return e.st }
 
 // text is what people read: what and why in one line, below it what next.
 func (t *Teller) text(ctx context.Context, b build, err error) string {

@@ -71,7 +71,7 @@ func TestAnswers(t *testing.T) {
 	})
 	err = grpcerrors.FromGRPC(grpcerrors.ToGRPC(context.Background(), err))
 	var exit *gatewaypb.ExitError
-	if !strings.HasSuffix(err.Error(), want) || strings.Count(err.Error(), "hint: ") != 1 {
+	if !strings.HasSuffix(err.Error(), want) || strings.Count(err.Error(), "hint: ") != 1 || strings.Contains(err.Error(), "rpc error") {
 		t.Errorf("it says %q", err)
 	}
 	if grpcerrors.Code(err) != codes.DataLoss || !errors.As(err, &exit) || exit.ExitCode != 127 || len(errdefs.Sources(err)) == 0 {
