@@ -263,6 +263,48 @@ func TestLayerBombs(t *testing.T) {
 	e.MustProa("rm", "large", "sparse")
 }
 
+// A terabyte of nothing takes no room where it comes from, a file with one hole
+// or an archive of a few bytes, and is not written out here before it is refused.
+func TestHugeFilesAreNotWritten(t *testing.T) {
+	e := proatest.New(t, proatest.Args("--max-layer-size", "8m"))
+	e.ImportBusybox("bb")
+	dir := buildContext(t, "copy/Dockerfile", "FROM bb\nCOPY huge /\n", "add/Dockerfile", "FROM bb\nADD huge.tar /\n", "small/Dockerfile", "FROM bb\nCOPY fine /\n")
+	huge := filepath.Join(dir, "huge")
+	if err := os.WriteFile(huge, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(huge, 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("tar", "-C", dir, "--format=posix", "-S", "-cf", filepath.Join(dir, "huge.tar"), "huge").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	before := e.StoreFiles()
+	// Docker's old route sends the terabyte itself, as zeros: they are not taken.
+	for _, c := range []struct {
+		name, file string
+		build      func(args ...string) proatest.Result
+	}{
+		{"proa", "copy", e.Proa}, {"proa", "add", e.Proa}, {"docker", "copy", e.Docker}, {"docker", "add", e.Docker},
+		{"docker without BuildKit", "add", func(args ...string) proatest.Result {
+			return e.Exec("", "env", append([]string{"DOCKER_BUILDKIT=0", proatest.DockerCLI(t), "-H", e.Host}, args...)...)
+		}},
+	} {
+		r := c.build("build", "-t", "huge", "-f", filepath.Join(dir, c.file, "Dockerfile"), dir)
+		if said := r.Stdout + r.Stderr; r.Code != 1 || !strings.Contains(said, "file too large") || !strings.Contains(said, "hint: a file of a build may have 256MiB here") {
+			t.Errorf("%s of a terabyte by %s: exit code %d\n%s", c.file, c.name, r.Code, said)
+		}
+		if r.Took > time.Minute {
+			t.Errorf("%s by %s took %v", c.file, c.name, r.Took)
+		}
+	}
+	forgetBuilds(t, e, before)
+	if err := os.WriteFile(filepath.Join(dir, "fine"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e.MustProa("build", "-t", "fine", "-f", filepath.Join(dir, "small", "Dockerfile"), dir)
+}
+
 // A context may hold a terabyte that no instruction asks for: it is neither read
 // nor sent. Docker's old route sends all that .dockerignore does not name.
 func TestHugeFilesInAContext(t *testing.T) {
@@ -313,6 +355,9 @@ func TestBadBuilds(t *testing.T) {
 			}
 			if name == "stage" {
 				want = "\nhint: " + c.next // what stands before it is the network's
+			}
+			if strings.Contains(r.Stderr, "rpc error") || !strings.Contains(r.Stderr, " | >>> ") {
+				t.Errorf("%s by %s: not what people read, or without the lines of the Dockerfile: %q", name, who, r.Stderr)
 			}
 			if r.Code != 1 || !strings.Contains(r.Stderr, want) || strings.Contains(r.Stderr, "did not complete") || strings.Contains(r.Stderr, "cache key") {
 				t.Errorf("%s by %s: code %d, %q does not say %q", name, who, r.Code, r.Stderr, want)

@@ -18,8 +18,9 @@ import (
 const buildxProvenance = "mode=min,inline-only=true"
 
 // adjust gives a solve request this builder's defaults, whoever sent it.
-func adjust(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+func (b *Builder) adjust(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	if r, ok := req.(*controlapi.SolveRequest); ok {
+		b.boundFiles()
 		adjustSolve(r)
 		if err := fetchable(r.FrontendAttrs["context"]); err != nil {
 			return nil, err

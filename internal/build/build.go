@@ -178,9 +178,9 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the builder: %w", err)
 	}
-	say := &words.Teller{Sessions: b.sessions, Images: namedImages{p.Images}, Hidden: danglingPrefix}
+	say := &words.Teller{Sessions: b.sessions, Images: namedImages{p.Images}, Hidden: danglingPrefix, TooLarge: b.fileBound}
 	b.grpc = grpc.NewServer(
-		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, say.Unary, adjust),
+		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, say.Unary, b.adjust),
 		grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, say.Stream),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 	)

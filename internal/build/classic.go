@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/platforms"
@@ -322,7 +323,11 @@ func (c *classic) solve(ctx context.Context, req *request, r *http.Request, s *s
 	if req.remote != "" {
 		req.opt.FrontendAttrs["context"] = req.remote
 	} else {
+		c.b.boundFiles() // the archive is kept in files
 		files, err := tarfs.Read(ctx, r.Body, "")
+		if errors.Is(err, syscall.EFBIG) {
+			return fmt.Errorf("%w\nhint: %s", err, c.b.fileBound())
+		}
 		if err != nil {
 			return err
 		}

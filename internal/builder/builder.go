@@ -40,6 +40,8 @@ type Config struct {
 	Certs        string         // directory with certificates of registries
 	Gateway      func() string  // the host's address as RUN steps see it
 	Log          *slog.Logger
+	// MaxFile is how large a file of a layer can be, in bytes.
+	MaxFile int64
 	// MaxCache, Reserved and MinFree bound the build cache, in bytes.
 	MaxCache, Reserved, MinFree int64
 	// Busy is told while a builder is used, until the function that it returns is called.

@@ -105,7 +105,7 @@ func (b *Builders) launch(ctx context.Context, kind isolation.Kind) (_ *process,
 	}
 	text, err := json.Marshal(wire.Config{
 		Kind: string(kind), Root: b.data(kind), Run: run, Certs: b.cfg.Certs, Version: version.Version, BootID: b.cfg.BootID, Gateway: gateway,
-		MaxCache: b.cfg.MaxCache, Reserved: b.cfg.Reserved, MinFree: b.cfg.MinFree,
+		MaxFile: b.cfg.MaxFile, MaxCache: b.cfg.MaxCache, Reserved: b.cfg.Reserved, MinFree: b.cfg.MinFree,
 	})
 	if err != nil {
 		return nil, err

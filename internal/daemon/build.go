@@ -24,11 +24,15 @@ func (h *house) openBuilders() (err error) {
 	if err != nil {
 		return err
 	}
+	most, err := h.cfg.maxLayer()
+	if err != nil {
+		return err
+	}
 	h.builders, err = builder.Open(builder.Config{
 		Binary: h.cfg.Builder, DataRoot: h.cfg.DataRoot, ExecRoot: h.cfg.ExecRoot, CgroupParent: h.cfg.CgroupParent,
 		Default: isolation.Kind(h.cfg.BuildIsolation), Idle: h.cfg.BuildIdle, Certs: h.cfg.CertsDir,
 		BootID: h.bootID, Gateway: h.gateway, Log: h.log,
-		MaxCache: limit, Reserved: limit / 10, MinFree: disk / 20,
+		MaxFile: most, MaxCache: limit, Reserved: limit / 10, MinFree: disk / 20,
 		Busy: h.heap.Begin, Serve: h.serveBuilder,
 	})
 	if err != nil {

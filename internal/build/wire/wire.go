@@ -65,6 +65,9 @@ type Config struct {
 	// Gateway is the address of the host as RUN steps see it; empty if there is none.
 	Gateway string
 
+	// MaxFile is how large a file of a layer can be, in bytes; 0 sets no bound.
+	MaxFile int64
+
 	// MaxCache is how many bytes the build cache may use before the oldest
 	// records go; Reserved is how many are never taken away by that; MinFree
 	// is how many should stay free on the disk. All are bytes.

@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/distribution/reference"
@@ -40,6 +41,9 @@ func (t *Teller) hint(ctx context.Context, b build, err error) string {
 	if m := refused.FindStringSubmatch(err.Error()); m != nil && (strings.HasPrefix(m[2], "401") || strings.HasPrefix(m[2], "403")) {
 		host := strings.TrimSuffix(" "+strings.TrimPrefix(m[1], "registry-1."), " docker.io")
 		return fmt.Sprintf("proa login%s, or docker login%s", host, host)
+	}
+	if errors.Is(err, syscall.EFBIG) && t.TooLarge != nil {
+		return t.TooLarge()
 	}
 	var tag *pick.TagError
 	var platform *pick.PlatformError
