@@ -11,7 +11,9 @@ import (
 	"proa/internal/sys"
 )
 
-// What is kept of the layers that were made last, in bytes and for how long.
+// What is kept of the layers that were made last, in bytes and for how long. One
+// that is many times a smallLayer takes the longest to be read again, and is
+// kept all the same.
 const (
 	recentOne = 64 << 20
 	recentAll = 256 << 20

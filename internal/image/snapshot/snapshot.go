@@ -371,12 +371,16 @@ func (s *Store) worked() {
 	}
 }
 
-// How many directories of committed snapshots wait for their removal, how
-// large the layers may be that were made of them, how long they wait when
-// nothing else is committed, and how much the disk has free all the while.
+// smallLayer is what most steps of a build write at the most, in bytes of the
+// layer: what can be kept a while longer, or read once more, before anybody
+// knows whether it was worth it.
+const smallLayer = 8 << 20
+
+// How many directories of committed snapshots wait for their removal, how long
+// they wait when nothing else is committed, and how much the disk has free all
+// the while. They are directories of small layers.
 const (
 	laterMost  = 64
-	laterBytes = 8 << 20
 	laterAfter = 5 * time.Minute
 	laterFree  = 4 << 30 // bytes
 )
@@ -387,7 +391,7 @@ const (
 // minutes after others were removed (sys.SpreadDirs says why).
 func (s *Store) removeDirLater(n uint64, size int64) {
 	var disk syscall.Statfs_t
-	if size > laterBytes || syscall.Statfs(s.cfg.Root, &disk) != nil || disk.Bavail*uint64(disk.Bsize) < laterFree {
+	if size > smallLayer || syscall.Statfs(s.cfg.Root, &disk) != nil || disk.Bavail*uint64(disk.Bsize) < laterFree {
 		s.removeDir(n)
 		return
 	}

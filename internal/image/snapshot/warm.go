@@ -12,10 +12,9 @@ import (
 	"proa/internal/sys"
 )
 
-// How large layers are that are read before anybody asks, and how many files
-// they have.
+// How many files of a small layer are read before anybody asks, and how many
+// at once.
 const (
-	warmBytes   = 8 << 20
 	warmFiles   = 4096
 	warmReaders = 4
 )
@@ -27,7 +26,7 @@ const (
 // start of the step; what fails is left to that.
 func (s *Store) warm(diffID digest.Digest, at string) {
 	t, ok := s.recent.open(diffID)
-	if !ok || t.size > warmBytes {
+	if !ok || t.size > smallLayer {
 		if ok {
 			t.Close()
 		}
