@@ -83,9 +83,6 @@ func (r *Registry) Start() {
 	}
 }
 
-// Pid is its process.
-func (r *Registry) Pid() int { return r.proc.Process.Pid }
-
 // Kill sends SIGKILL and waits until it is gone.
 func (r *Registry) Kill() {
 	_ = r.proc.Process.Kill()
