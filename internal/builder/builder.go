@@ -25,6 +25,7 @@ import (
 	"proa/internal/build/wire"
 	"proa/internal/isolation"
 	"proa/internal/sys"
+	"proa/internal/sys/cgroup"
 )
 
 // Config says how builders are run.
@@ -170,7 +171,7 @@ func (b *Builders) Close() error {
 // sweep removes what a builder that has ended left: processes of its own,
 // mounts, sockets, temporary files.
 func (b *Builders) sweep(kind isolation.Kind) error {
-	if err := b.sweepGroup(kind); err != nil {
+	if err := cgroup.Sweep(b.group(kind)); err != nil {
 		return err
 	}
 	run := b.run(kind)

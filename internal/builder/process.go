@@ -355,19 +355,3 @@ func (p *process) tail() string {
 func (b *Builders) group(kind isolation.Kind) string {
 	return path.Join("/", b.cfg.CgroupParent, "build-"+string(kind))
 }
-
-// sweepGroup kills what is left in a builder's control group and removes it.
-func (b *Builders) sweepGroup(kind isolation.Kind) error {
-	g, err := cgroup.Open(b.group(kind))
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer g.Close()
-	if err := g.Kill(); err != nil {
-		return err
-	}
-	return g.Delete()
-}

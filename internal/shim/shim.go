@@ -311,16 +311,5 @@ func (s *Starter) Sweep(cgroupParent, id string) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
-	g, err := cgroup.Open(filepath.Join("/", cgroupParent, id))
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer g.Close()
-	if err := g.Kill(); err != nil {
-		return err
-	}
-	return g.Delete()
+	return cgroup.Sweep(filepath.Join("/", cgroupParent, id))
 }

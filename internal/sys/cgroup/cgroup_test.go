@@ -210,6 +210,21 @@ func TestDeleteWithWhatIsInside(t *testing.T) {
 	}
 }
 
+func TestSweep(t *testing.T) {
+	g := create(t, "sweep", &isolation.Resources{})
+	c := start(t, g, "sleep 100 & sleep 100", nil)
+	if err := Sweep(parent + "/sweep"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Wait(); err == nil {
+		t.Error("it ended by itself")
+	}
+	left(t, "sweep")
+	if err := Sweep(parent + "/sweep"); err != nil {
+		t.Errorf("of none: %v", err)
+	}
+}
+
 const deviceProbe = `p() { if eval "$2" 2>/dev/null; then echo "$1 yes"; else echo "$1 no"; fi; }
 p null 'true > /dev/null'; p kmsg 'true < %[1]s/kmsg'; p zero 'head -c1 < /dev/zero > /dev/null'; p mknod 'mknod %[1]s/made c 1 11'; p extra 'true < %[1]s/extra'; p wextra 'true > %[1]s/extra'`
 

@@ -396,6 +396,23 @@ func (g *Group) Delete() error {
 	return first
 }
 
+// Sweep kills every process of the group at path and removes the group. None
+// there is no error. The caller must not be in it.
+func Sweep(path string) error {
+	g, err := Open(path)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	if err := g.Kill(); err != nil {
+		return err
+	}
+	return g.Delete()
+}
+
 // remove takes one directory of the group away.
 func (g *Group) remove(d dir) error {
 	full := filepath.Join(d.mount, g.path)
