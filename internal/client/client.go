@@ -248,27 +248,7 @@ func (c *Client) Hijack(ctx context.Context, path string, query url.Values, in a
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", "tcp")
-	conn, err := c.dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := req.Write(conn); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("cannot POST %s: %w", path, err)
-	}
-	r := bufio.NewReader(conn)
-	resp, err := http.ReadResponse(r, req)
-	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("cannot POST %s: %w", path, err)
-	}
-	if resp.StatusCode >= 400 {
-		defer conn.Close()
-		return nil, apiError(resp)
-	}
-	return &Conn{Conn: conn, r: r, Multiplexed: resp.Header.Get("Content-Type") == "application/vnd.docker.multiplexed-stream"}, nil
+	return c.leaveHTTP(ctx, req, "tcp")
 }
 
 // Upgrade sends a request that turns the connection into a stream of another
@@ -281,6 +261,16 @@ func (c *Client) Upgrade(ctx context.Context, path, protocol string, header http
 	for k, vs := range header {
 		req.Header[http.CanonicalHeaderKey(k)] = vs
 	}
+	conn, err := c.leaveHTTP(ctx, req, protocol)
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// leaveHTTP sends a request on a connection of its own, which speaks another
+// protocol once the engine has agreed. Only until then ctx can end it.
+func (c *Client) leaveHTTP(ctx context.Context, req *http.Request, protocol string) (left *Conn, err error) {
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", protocol)
 	conn, err := c.dial(ctx)
@@ -288,22 +278,27 @@ func (c *Client) Upgrade(ctx context.Context, path, protocol string, header http
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
+	defer func() {
+		if !stop() {
+			err = fmt.Errorf("cannot POST %s: %w", req.URL.Path, context.Cause(ctx))
+		}
+		if err != nil {
+			conn.Close()
+			left = nil
+		}
+	}()
 	if err := req.Write(conn); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("cannot POST %s: %w", path, err)
+		return nil, fmt.Errorf("cannot POST %s: %w", req.URL.Path, err)
 	}
 	r := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(r, req)
 	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("cannot POST %s: %w", path, err)
+		return nil, fmt.Errorf("cannot POST %s: %w", req.URL.Path, err)
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
-		defer conn.Close()
 		return nil, apiError(resp)
 	}
-	return &Conn{Conn: conn, r: r}, nil
+	return &Conn{Conn: conn, r: r, Multiplexed: resp.Header.Get("Content-Type") == "application/vnd.docker.multiplexed-stream"}, nil
 }
 
 // Demux splits Docker's multiplexed stream (8-byte header: stream, 0, 0, 0,
