@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"proa/internal/sys"
 )
@@ -64,10 +65,14 @@ func (e *Engine) tryRoots(shifted bool) error {
 	if err := os.WriteFile(filepath.Join(lower, "old"), []byte("old"), 0o644); err != nil {
 		return fmt.Errorf("cannot try a container's root: %w", err)
 	}
-	if err := e.useRoot(StepFiles{Source: lower, Upper: filepath.Join(dir, "rw")}, shifted); err != nil {
-		return &NoRootsError{DataRoot: e.cfg.DataRoot, On: on, Err: err}
+	err = e.useRoot(StepFiles{Source: lower, Upper: filepath.Join(dir, "rw")}, shifted)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("cannot try a container's root: %w", err) // a full disk is no property of a file system
 	}
-	return nil
+	return &NoRootsError{DataRoot: e.cfg.DataRoot, On: on, Err: err}
 }
 
 // useRoot makes a root and does in it what needs more of the file system below
