@@ -212,7 +212,14 @@ func TestRegistryWithPassword(t *testing.T) {
 	e.MustProa("rmi", name, "bb")
 	says(e.Proa("pull", name), 0, pushed)
 	says(e.Docker("pull", name), 0, "up to date")
+	// A FROM is told the same, with these credentials and without, to every client.
+	unknown := addr + "/bb:nosuch"
+	dir = buildContext(t, "Dockerfile", "FROM "+unknown+"\n")
+	says(e.Proa("build", dir), 1, "manifest for "+unknown+" not found: the repository has no such tag; it has v1\n")
+	says(e.Docker("build", dir), 1, "manifest for "+unknown+" not found: the repository has no such tag; it has v1\n")
 	says(e.Proa("logout", addr), 0, "Removing login credentials for "+addr)
+	says(e.Proa("build", dir), 1, "401", "\nhint: proa login "+addr+", or docker login "+addr+"\n")
+	says(e.Docker("build", dir), 1, "401", "\nhint: proa login "+addr+", or docker login "+addr+"\n")
 	says(e.Proa("logout", addr), 0, "Not logged in to "+addr)
 	says(e.Proa("pull", name), 1, "401", "log in first")
 	says(e.Exec("right horse", proatest.DockerCLI(t), "-H", e.Host, "login", "-u", "ada", "--password-stdin", addr), 0, "Login Succeeded")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"path"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/util/suggest"
 
+	"proa/internal/image/remote"
 	"proa/internal/image/remote/pick"
 )
 
@@ -38,10 +40,6 @@ func (t *Teller) hint(ctx context.Context, b build, err error) string {
 			return hint
 		}
 	}
-	if m := refused.FindStringSubmatch(err.Error()); m != nil && (strings.HasPrefix(m[2], "401") || strings.HasPrefix(m[2], "403")) {
-		host := strings.TrimSuffix(" "+strings.TrimPrefix(m[1], "registry-1."), " docker.io")
-		return fmt.Sprintf("proa login%s, or docker login%s", host, host)
-	}
 	if errors.Is(err, syscall.EFBIG) && t.TooLarge != nil {
 		return t.TooLarge()
 	}
@@ -51,8 +49,9 @@ func (t *Teller) hint(ctx context.Context, b build, err error) string {
 		return "" // which says what there is
 	}
 	all := errdefs.Sources(err)
+	login := loginHint(err)
 	if len(all) == 0 {
-		return ""
+		return login
 	}
 	at := all[len(all)-1]
 	if at.Info == nil || len(at.Ranges) == 0 || at.Ranges[0].Start == nil {
@@ -75,6 +74,9 @@ func (t *Teller) hint(ctx context.Context, b build, err error) string {
 			if near, ok := suggest.Search(n.Next.Value, stages, false); ok {
 				return fmt.Sprintf("no stage and no image is called %q; there is a stage %q", n.Next.Value, near)
 			}
+			if login != "" {
+				return login
+			}
 			return t.imageHint(ctx, n.Next.Value)
 		}
 		cmd, perr := instructions.ParseInstruction(n)
@@ -90,6 +92,9 @@ func (t *Teller) hint(ctx context.Context, b build, err error) string {
 				if h := stageHint(c.From, stages); h != "" {
 					return h
 				}
+				if login != "" {
+					return login
+				}
 				return t.imageHint(ctx, c.From)
 			}
 			return t.missingHint(ctx, b, c.SourcePaths)
@@ -103,6 +108,21 @@ func (t *Teller) hint(ctx context.Context, b build, err error) string {
 		}
 	}
 	return ""
+}
+
+// loginHint is for what a registry refuses to whom it does not know.
+func loginHint(err error) string {
+	host := ""
+	var answer *remote.StatusError
+	if errors.As(err, &answer) && (answer.Status == http.StatusUnauthorized || answer.Status == http.StatusForbidden) {
+		host = answer.Host
+	} else if m := refused.FindStringSubmatch(err.Error()); m != nil && (strings.HasPrefix(m[2], "401") || strings.HasPrefix(m[2], "403")) {
+		host = m[1]
+	} else {
+		return ""
+	}
+	host = strings.TrimSuffix(" "+strings.TrimPrefix(host, "registry-1."), " docker.io")
+	return fmt.Sprintf("proa login%s, or docker login%s", host, host)
 }
 
 // exitHint knows the exit codes by which a shell or the kernel says why.

@@ -15,6 +15,8 @@ import (
 	"github.com/moby/buildkit/util/grpcerrors"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+
+	"proa/internal/image/remote"
 )
 
 // What BuildKit's layers say is cut to what is of use; what a step or a
@@ -83,6 +85,30 @@ func TestAnswers(t *testing.T) {
 	other := errors.New("failed to solve: failed to load cache key: as it was")
 	if got := answer(context.Background(), &controlapi.PruneRequest{}, other); got.Error() != other.Error() {
 		t.Errorf("another request: %q", got)
+	}
+}
+
+// A registry that wants to know who asks gives no room for doubts of the name,
+// unless there is a stage of nearly that name.
+func TestLoginHint(t *testing.T) {
+	say := &Teller{}
+	for from, want := range map[string]string{"r.example/app": "proa login r.example, or docker login r.example", "biuld": `no stage and no image is called "biuld"; there is a stage "build"`} {
+		src := &errdefs.Source{Info: &pb.SourceInfo{Data: []byte("FROM scratch AS build\nFROM " + from + "\n")}, Ranges: []*pb.Range{{Start: &pb.Position{Line: 2}}}}
+		for _, err := range []error{
+			fmt.Errorf("%s: %w", from, &remote.StatusError{Host: "r.example", Status: 401}),
+			errors.New("unexpected status from HEAD request to https://r.example/v2/app/manifests/latest: 401 Unauthorized"),
+		} {
+			if got := say.hint(context.Background(), build{}, errdefs.WithSource(err, src)); got != want {
+				t.Errorf("FROM %s, %v: %q, want %q", from, err, got, want)
+			}
+			if got := say.hint(context.Background(), build{}, err); got != "proa login r.example, or docker login r.example" {
+				t.Errorf("a push, %v: %q", err, got)
+			}
+		}
+	}
+	hub := &remote.StatusError{Host: "registry-1.docker.io", Status: 403}
+	if got := loginHint(hub); got != "proa login, or docker login" {
+		t.Errorf("Docker Hub: %q", got)
 	}
 }
 
