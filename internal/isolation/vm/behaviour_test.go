@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"proa/internal/isolation/vm"
 	"proa/internal/isolation/vm/machine"
 	"proa/internal/rootfs"
+	"proa/internal/sys"
 )
 
 // What was written stays over stop and start, an image stays as it was, and a
@@ -158,6 +160,35 @@ func TestSignalsExecAndFigures(t *testing.T) {
 	}
 	if err := syscall.Kill(i.Pid(), 0); err != syscall.ESRCH {
 		t.Errorf("the VMM outlives its main process: %v", err)
+	}
+}
+
+// A guest's clock is the host's, and one that runs evenly.
+func TestClock(t *testing.T) {
+	l := newLab(t, agentProgram)
+	spec := l.spec("/bin/sh", "-c", "echo up; while :; do sleep 1; done")
+	i, _, out := l.start(spec)
+	out.waitFor(t, "up")
+	_, source := l.exec(i, "/bin/cat", "/sys/devices/system/clocksource/clocksource0/current_clocksource")
+	if spec.Machine.Emulated && sys.SteadyTSC() && !strings.HasPrefix(source, "tsc") { // tsc-early at first
+		t.Errorf("an emulated guest's clock is %q", source)
+	}
+	before := time.Now()
+	_, said := l.exec(i, "/bin/busybox", "adjtimex")
+	after := time.Now()
+	var now [2]int64 // seconds, microseconds
+	for line := range strings.Lines(said) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		for at, want := range []string{"time.tv_sec", "time.tv_usec"} {
+			if strings.HasSuffix(name, want) {
+				now[at], _ = strconv.ParseInt(strings.TrimSpace(value), 10, 64) // 0 is far off
+			}
+		}
+	}
+	// It was set to when the request was sent, not to when it was read.
+	guest := time.Unix(now[0], now[1]*1000)
+	if guest.Before(before.Add(-time.Second)) || guest.After(after.Add(10*time.Millisecond)) {
+		t.Errorf("the guest's time is %v, between %v and %v of the host\n%s", guest, before, after, said)
 	}
 }
 

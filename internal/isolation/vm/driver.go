@@ -72,6 +72,7 @@ func (Driver) Create(ctx context.Context, spec *isolation.Spec) (_ isolation.Ins
 	if err := i.boot(ctx); err != nil {
 		return nil, err
 	}
+	setup.Time = time.Now().UnixNano() // not before the boot, which takes seconds under emulation
 	if err := i.client.Setup(ctx, setup); err != nil {
 		return nil, i.explain(err)
 	}
@@ -177,7 +178,7 @@ func guestSetup(spec *isolation.Spec) (*wire.Setup, error) {
 		Privileged: spec.Resources.Privileged, Hostname: spec.Hostname, Domain: spec.Domain, NICs: spec.Network.NICs,
 		Mounts: spec.Mounts, Sysctls: spec.Sysctls, MaskedPaths: spec.MaskedPaths, ReadonlyPaths: spec.ReadonlyPaths,
 		Unstub: spec.Root.Unstub, UnstubParents: spec.Root.UnstubParents, FixedFiles: spec.Network.FixedFiles,
-		Time: time.Now().UnixNano(), Init: spec.Init, Limits: wire.Limits{Pids: spec.Resources.Pids},
+		Init: spec.Init, Limits: wire.Limits{Pids: spec.Resources.Pids},
 	}
 	for _, f := range []struct {
 		path string

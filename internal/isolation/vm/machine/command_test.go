@@ -13,7 +13,7 @@ func TestCommandLine(t *testing.T) {
 		c      command
 	}{
 		{"emulated.golden", command{
-			Name: "proa-0123456789ab", Emulated: true, TSC: 2_400_000, CPUs: 2, MemoryMiB: 512,
+			Name: "proa-0123456789ab", Emulated: true, TSC: 2_400_000, SteadyTSC: true, CPUs: 2, MemoryMiB: 512,
 			Vmlinux: "/k/vmlinux", Initramfs: "/k/initramfs",
 			Images: []int{7}, Sets: []int{3, 4, 5, 6, 7, 8}, Writable: 8,
 			NICs: []commandNIC{{Tap: 9, MAC: "02:42:ac:11:00:02"}}, Channel: 10,

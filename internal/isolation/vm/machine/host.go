@@ -32,6 +32,8 @@ type host struct {
 	paths []string
 	env   []string
 	tsc   uint64 // kHz
+	// steady says that tsc is the same on all processors at all times.
+	steady bool
 }
 
 // NoQEMUError says that there is no usable QEMU. It is an
@@ -86,7 +88,7 @@ func findHost(ctx context.Context, program string) (*host, error) {
 	if err := h.collect(strings.Fields(string(out))); err != nil {
 		return nil, err
 	}
-	h.tsc = sys.TSCKHz()
+	h.tsc, h.steady = sys.TSCKHz(), sys.SteadyTSC()
 	return h, nil
 }
 

@@ -97,7 +97,7 @@ func (f *Factory) Prepare(ctx context.Context, spec *isolation.Spec, disk Disk, 
 		}
 	}()
 	c := &command{
-		Name: "proa-" + spec.ID[:min(12, len(spec.ID))], Emulated: !kvm.Usable, TSC: h.tsc,
+		Name: "proa-" + spec.ID[:min(12, len(spec.ID))], Emulated: !kvm.Usable, TSC: h.tsc, SteadyTSC: h.steady,
 		CPUs: guestCPUs(&spec.Resources), MemoryMiB: memory >> 20,
 		Vmlinux: k.Vmlinux, Initramfs: k.Initramfs,
 	}
