@@ -93,6 +93,11 @@ func newWorker(ctx context.Context, cfg wire.Config, p Parts, records *metadata.
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the builder's worker: %w", err)
 	}
+	dirs, err := newDirectories(w.CacheMgr)
+	if err != nil {
+		return nil, err
+	}
+	w.SourceManager.Register(dirs) // in the place of BuildKit's
 	return &imageWorker{w, namedImages{p.Images}, p.Registries}, nil
 }
 

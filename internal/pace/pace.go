@@ -35,6 +35,9 @@ func New(idle int) *Pace {
 	return &Pace{idle: idle}
 }
 
+// Hurry is for a program that ends with its work: it is never idle.
+func Hurry() { debug.SetGCPercent(busyPercent) }
+
 // Begin tells that there is work until the returned function is called, once.
 func (p *Pace) Begin() (end func()) {
 	p.mu.Lock()

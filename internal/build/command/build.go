@@ -21,9 +21,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"proa/internal/build/words"
 	proaclient "proa/internal/client"
 	"proa/internal/failure"
+	"proa/internal/pace"
 )
 
 // IsolationHeader tells the engine behind which wall the RUN steps of a
@@ -32,6 +32,7 @@ const IsolationHeader = "Proa-Isolation"
 
 // build is `proa build`.
 func (a *app) build(ctx context.Context, args []string) error {
+	pace.Hurry()
 	f := &buildFlags{}
 	cmd := &cobra.Command{
 		Use:           "build [flags] PATH | URL | -",
@@ -60,22 +61,32 @@ func (a *app) build(ctx context.Context, args []string) error {
 	return parent.ExecuteContext(ctx)
 }
 
-// dial reaches BuildKit's control API through the engine.
-// A session goes through a cork.
+// dial reaches BuildKit's control API through the engine. It makes the
+// connection at once, so that an engine that is not there, or has no builder,
+// is told from a build that fails. A session goes through a cork.
 func dial(ctx context.Context, host, isolation string, files *cork) (*client.Client, error) {
 	c, err := proaclient.New(host)
 	if err != nil {
-		return nil, err
-	}
-	if err := c.Do(ctx, http.MethodGet, "/_ping", nil, nil, nil); err != nil {
 		return nil, err
 	}
 	header := http.Header{}
 	if isolation != "" {
 		header.Set(IsolationHeader, isolation)
 	}
+	control := func(ctx context.Context) (net.Conn, error) { return c.Upgrade(ctx, "/grpc", "h2c", header) }
+	first, err := control(ctx)
+	if err != nil {
+		return nil, err
+	}
+	made := make(chan net.Conn, 1)
+	made <- first
 	return client.New(ctx, "", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-		return c.Upgrade(ctx, "/grpc", "h2c", header)
+		select {
+		case conn := <-made:
+			return conn, nil
+		default: // the first one broke
+			return control(ctx)
+		}
 	}), client.WithSessionDialer(func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error) {
 		h := header.Clone()
 		for k, vs := range meta {
@@ -108,9 +119,6 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 		return err
 	}
 	defer c.Close()
-	if err := reachable(ctx, c); err != nil {
-		return err
-	}
 	if err := f.hosts(ctx, c, opt); err != nil {
 		return err
 	}
@@ -148,15 +156,6 @@ func (a *app) solve(ctx context.Context, f *buildFlags, where string) error {
 		return a.failed(ctx, step, err)
 	}
 	return a.finish(f, resp.ExporterResponse)
-}
-
-// reachable asks for the builder's version, so that an engine without a
-// builder is told from a build that fails.
-func reachable(ctx context.Context, c *client.Client) error {
-	if _, err := c.Info(ctx); err != nil {
-		return &plainError{err, "cannot build: " + words.Plain(err)}
-	}
-	return nil
 }
 
 // liveWidth is how many columns the live display needs: in fewer it has no room

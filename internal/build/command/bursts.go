@@ -3,6 +3,7 @@ package command
 import (
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 
 	"github.com/moby/buildkit/session"
@@ -10,10 +11,17 @@ import (
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"proa/internal/build/unchanged"
 )
 
 // burst is how many files are looked at before the builder is told of them.
 const burst = 128
+
+// mostHeld is how many files of a directory that may be as it was are held
+// back: of a larger one the builder is told while it is walked.
+const mostHeld = 100_000
 
 // files lets the builder read dirs. It is BuildKit's provider, but what a walk
 // finds goes out in bursts through c: a packet for each file, sent when it is
@@ -44,23 +52,48 @@ func (p provider) Register(s *grpc.Server) { filesync.RegisterFileSyncServer(s, 
 
 // DiffCopy tells of a directory's files and sends those that are asked for.
 func (p provider) DiffCopy(stream filesync.FileSync_DiffCopyServer) error {
-	return p.FileSyncServer.DiffCopy(&inBursts{FileSync_DiffCopyServer: stream, cork: p.cork})
+	asked, _ := metadata.FromIncomingContext(stream.Context())
+	b := &inBursts{FileSync_DiffCopyServer: stream, cork: p.cork, known: unchanged.Asked(asked)}
+	err := p.FileSyncServer.DiffCopy(b)
+	if err == nil && b.walked {
+		stream.SetTrailer(unchanged.Files(b.sum.String()))
+	}
+	return err
 }
 
 // inBursts holds files back until there are enough, or something else is said.
+// While the builder knows of earlier states of the directory, it holds all of
+// them back, and drops them if the directory is in one of these states.
 // fsutil sends one message at a time.
 type inBursts struct {
 	filesync.FileSync_DiffCopyServer
-	cork *cork
-	held []*types.Packet
+	cork   *cork
+	held   []*types.Packet
+	known  []string // sums of the states that the builder knows of
+	sum    unchanged.Sum
+	walked bool
 }
 
 // SendMsg sends m and what was held back before it, or holds it back.
 func (b *inBursts) SendMsg(m any) error {
 	p, ok := m.(*types.Packet)
-	if ok && p.Type == types.PACKET_STAT && p.Stat != nil && len(b.held) < burst {
-		b.held = append(b.held, p)
-		return nil
+	if ok && p.Type == types.PACKET_STAT && !b.walked {
+		if p.Stat != nil {
+			if err := b.sum.Add(p.Stat); err != nil {
+				return err
+			}
+			if len(b.held) < burst || len(b.known) > 0 && len(b.held) < mostHeld {
+				b.held = append(b.held, p)
+				return nil
+			}
+			b.known = nil
+		} else {
+			b.walked = true
+			if sum := b.sum.String(); slices.Contains(b.known, sum) {
+				b.held = nil
+				return b.SendHeader(unchanged.Same(sum))
+			}
+		}
 	}
 	if len(b.held) > 0 {
 		b.cork.put()

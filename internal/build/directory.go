@@ -1,0 +1,372 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/cache/contenthash"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/filesync"
+	"github.com/moby/buildkit/snapshot"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/source"
+	"github.com/moby/buildkit/source/local"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/progress"
+	"github.com/moby/patternmatcher"
+	"github.com/opencontainers/go-digest"
+	"github.com/tonistiigi/fsutil"
+	"github.com/tonistiigi/fsutil/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"proa/internal/build/unchanged"
+)
+
+// Keys of a cache record's metadata.
+const (
+	// directoryKey is the name under which BuildKit's own source finds the
+	// record that a directory was transferred to last: it stays valid.
+	directoryKey = "local.sharedKey"
+	// filesKey is the sum of what a finished transfer brought, as its client
+	// said it. It is at the record that nobody can write to: BuildKit removes
+	// that, and this with it, before files are changed below it.
+	filesKey = "proa.files"
+)
+
+// directories are the directories of clients. Unlike BuildKit's source, whose
+// identifiers and keys it uses, it asks a client first whether a directory is
+// as it was: comparing a thousand files one by one was a third of a build that
+// has nothing to do.
+type directories struct {
+	source.Source
+	records cache.Accessor
+}
+
+func newDirectories(records cache.Accessor) (*directories, error) {
+	s, err := local.NewSource(local.Opt{CacheAccessor: records})
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the builder's source of directories: %w", err)
+	}
+	return &directories{s, records}, nil
+}
+
+// Resolve gives one directory.
+func (d *directories) Resolve(ctx context.Context, id source.Identifier, sm *session.Manager, v solver.Vertex) (source.SourceInstance, error) {
+	inst, err := d.Source.Resolve(ctx, id, sm, v)
+	if err != nil {
+		return nil, err
+	}
+	return &directory{inst, id.(*local.LocalIdentifier), sm, d.records}, nil // BuildKit's refuses others
+}
+
+type directory struct {
+	source.SourceInstance
+	id       *local.LocalIdentifier
+	sessions *session.Manager
+	records  cache.Accessor
+}
+
+// sessionWait is how long a session that was named may take to arrive.
+const sessionWait = 5 * time.Second
+
+// Snapshot gives the directory's files: those of the session that was named,
+// or of any of the build's.
+func (d *directory) Snapshot(ctx context.Context, job solver.JobContext) (ref cache.ImmutableRef, err error) {
+	if d.id.SessionID != "" {
+		wait, cancel := context.WithTimeout(ctx, sessionWait)
+		c, err := d.sessions.Get(wait, d.id.SessionID, false)
+		cancel()
+		if err == nil {
+			return d.fetch(ctx, c)
+		}
+	}
+	err = d.sessions.Any(ctx, job.Session(), func(ctx context.Context, _ string, c session.Caller) error {
+		ref, err = d.fetch(ctx, c)
+		return err
+	})
+	return ref, err
+}
+
+// fetch gives the files of one client.
+func (d *directory) fetch(ctx context.Context, c session.Caller) (cache.ImmutableRef, error) {
+	if !c.Supports(session.MethodURL(filesync.FileSync_ServiceDesc.ServiceName, "diffcopy")) {
+		return nil, errors.New("the client offers no directories")
+	}
+	ctx, cancel := context.WithCancel(c.Context(ctx))
+	defer cancel()
+	key := d.id.Name + ":" + d.id.SharedKeyHint + ":" + c.SharedKey()
+	if d.id.MetadataOnly {
+		key += ":metadata"
+	}
+	request := filters(d.id)
+	index := filesIndex(key, request, d.id)
+	said := newMoving(ctx, d.id.Name)
+	for {
+		have := d.have(ctx, index)
+		if len(have) > 0 {
+			unchanged.Ask(request, have)
+		}
+		stream, err := filesync.NewFileSyncClient(c.Conn()).DiffCopy(metadata.NewOutgoingContext(ctx, request))
+		if err != nil {
+			return nil, err
+		}
+		if len(have) > 0 {
+			header, err := stream.Header()
+			if err != nil {
+				return nil, err
+			}
+			if sum := unchanged.Found(header); slices.Contains(have, sum) {
+				ref, err := d.asItWas(ctx, stream, index+sum)
+				if ref != nil || err != nil {
+					said.moved(0, true)
+					return ref, err
+				}
+				// It was pruned meanwhile. Ask once more, for the files.
+				continue
+			}
+		}
+		return d.transfer(ctx, stream, key, index, said)
+	}
+}
+
+// have are the sums of what is in the cache, the newest not before the others.
+func (d *directory) have(ctx context.Context, index string) (sums []string) {
+	if d.id.Differ != fsutil.DiffMetadata {
+		return nil
+	}
+	found, err := d.records.Search(ctx, index, true)
+	if err != nil {
+		return nil
+	}
+	for _, r := range found {
+		if sum := r.GetString(filesKey); sum != "" && !slices.Contains(sums, sum) && len(sums) < unchanged.Most {
+			sums = append(sums, sum)
+		}
+	}
+	return sums
+}
+
+// asItWas ends a transfer that is not needed and gives the files that are
+// there, or nothing if they are not there any more.
+func (d *directory) asItWas(ctx context.Context, stream filesync.FileSync_DiffCopyClient, index string) (cache.ImmutableRef, error) {
+	if err := finish(stream); err != nil {
+		return nil, err
+	}
+	found, err := d.records.Search(ctx, index, false)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range found {
+		if ref, err := d.records.Get(ctx, r.ID(), nil); err == nil {
+			return ref, nil
+		}
+		// What cannot be had must not be asked for again.
+		if err := r.ClearValueAndIndex(filesKey, index); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// finish says that no files are wanted.
+func finish(stream filesync.FileSync_DiffCopyClient) error {
+	if err := stream.SendMsg(&types.Packet{Type: types.PACKET_FIN}); err != nil {
+		return err
+	}
+	return drain(stream)
+}
+
+// drain reads to the end of a stream, where the trailer stands.
+func drain(stream grpc.ClientStream) error {
+	_ = stream.CloseSend() // never fails
+	for {
+		var p types.Packet
+		switch err := stream.RecvMsg(&p); {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			return nil
+		default:
+			return err
+		}
+	}
+}
+
+// transfer brings the files: those that differ from what the client's directory
+// was like last time.
+func (d *directory) transfer(ctx context.Context, stream filesync.FileSync_DiffCopyClient, key, index string, said *moving) (_ cache.ImmutableRef, err error) {
+	into, err := d.last(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		// Nobody knows how far it came.
+		if err := into.SetCachePolicyDefault(); err != nil {
+			bklog.G(ctx).Errorf("cannot give up what a transfer left half done: %v", err)
+		}
+		contenthash.ClearCacheContext(into)
+		go into.Release(context.WithoutCancel(ctx))
+	}()
+	sums, err := d.receive(ctx, stream, into, said)
+	if err != nil {
+		return nil, err
+	}
+	if err := drain(stream); err != nil {
+		return nil, err
+	}
+	if err := contenthash.SetCacheContext(ctx, into, sums); err != nil {
+		return nil, err
+	}
+	if into.GetString(directoryKey) != key {
+		if err := into.SetString(directoryKey, key, directoryKey+":"+key); err != nil {
+			return nil, err
+		}
+	}
+	ref, err := into.Commit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if sum := unchanged.Transferred(stream.Trailer()); sum != "" && d.id.Differ == fsutil.DiffMetadata {
+		if err := ref.SetString(filesKey, sum, index+sum); err != nil {
+			bklog.G(ctx).Warnf("the next build will compare every file: %v", err)
+		}
+	}
+	return ref, nil
+}
+
+// last is what the directory was transferred to before, or something new.
+func (d *directory) last(ctx context.Context, key string) (cache.MutableRef, error) {
+	found, err := d.records.Search(ctx, directoryKey+":"+key, false)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range found {
+		// It may be in use: then another one, or a new one.
+		if m, err := d.records.GetMutable(ctx, r.ID()); err == nil {
+			return m, nil
+		}
+	}
+	return d.records.New(ctx, nil, nil, cache.CachePolicyRetain, cache.WithRecordType(client.UsageRecordTypeLocalSource), cache.WithDescription("local source for "+d.id.Name))
+}
+
+// receive writes the files and gives their checksums.
+func (d *directory) receive(ctx context.Context, stream filesync.FileSync_DiffCopyClient, into cache.MutableRef, said *moving) (_ contenthash.CacheContext, err error) {
+	mount, err := into.Mount(ctx, false, nil)
+	if err != nil {
+		return nil, err
+	}
+	mounter := snapshot.LocalMounter(mount)
+	dir, err := mounter.Mount()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if e := mounter.Unmount(); err == nil {
+			err = e
+		}
+	}()
+	sums, err := contenthash.GetCacheContext(ctx, into)
+	if err != nil {
+		return nil, err
+	}
+	opt := fsutil.ReceiveOpt{
+		NotifyHashed:  sums.HandleChange,
+		ContentHasher: contenthash.NewFromStat,
+		ProgressCb:    said.moved,
+		Differ:        d.id.Differ,
+	}
+	if d.id.MetadataOnly {
+		content, err := patternmatcher.New(d.id.MetadataExceptions)
+		if err != nil {
+			return nil, err
+		}
+		opt.MetadataOnly = func(p string, _ *types.Stat) bool {
+			ok, err := content.MatchesOrParentMatches(p)
+			return err == nil && ok
+		}
+	}
+	if err := fsutil.Receive(ctx, stream, dir, opt); err != nil {
+		return nil, err
+	}
+	return sums, nil
+}
+
+// filesIndex begins the index of the sums of a directory as filtered.
+func filesIndex(key string, filters metadata.MD, id *local.LocalIdentifier) string {
+	h := digest.Canonical.Digester()
+	fmt.Fprintf(h.Hash(), "%q %q %q", key, filters, id.MetadataExceptions) // fmt sorts the keys of maps
+	return filesKey + ":" + h.Digest().Encoded() + ":"
+}
+
+// filters says to a client which files are wanted, in BuildKit's words: with
+// something that is not ASCII in it, a list is escaped as in a URL's query.
+func filters(id *local.LocalIdentifier) metadata.MD {
+	md := metadata.MD{}
+	for name, list := range map[string][]string{
+		"dir-name":         {id.Name},
+		"include-patterns": id.IncludePatterns,
+		"exclude-patterns": id.ExcludePatterns,
+		"followpaths":      id.FollowPaths,
+	} {
+		if list == nil {
+			continue
+		}
+		beyond := func(r rune) bool { return r > unicode.MaxASCII }
+		if slices.ContainsFunc(list, func(s string) bool { return strings.ContainsFunc(s, beyond) }) {
+			list = slices.Clone(list)
+			for i := range list {
+				list[i] = url.QueryEscape(list[i])
+			}
+			md[name+"-encoded"] = []string{"1"}
+		}
+		md[name] = list
+	}
+	return md
+}
+
+// moving is the progress of a transfer.
+type moving struct {
+	w    progress.Writer
+	name string
+	at   progress.Status
+	told time.Time
+}
+
+// movingEvery is how often progress is told.
+const movingEvery = 100 * time.Millisecond
+
+func newMoving(ctx context.Context, name string) *moving {
+	w, _, _ := progress.NewFromContext(ctx) // without anybody who listens, one that throws away
+	now := time.Now()
+	m := &moving{w: w, name: "transferring " + name + ":", at: progress.Status{Action: "transferring", Started: &now}}
+	_ = w.Write(m.name, m.at)
+	return m
+}
+
+// moved says how many bytes have come, and with last that this was all.
+func (m *moving) moved(bytes int, last bool) {
+	now := time.Now()
+	if !last && now.Sub(m.told) < movingEvery {
+		return
+	}
+	m.told, m.at.Current = now, bytes
+	if last {
+		m.at.Completed = &now
+	}
+	_ = m.w.Write(m.name, m.at)
+	if last {
+		_ = m.w.Close()
+	}
+}
