@@ -103,7 +103,7 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot make the builder's directory: %w", err)
 	}
-	recall(&p)
+	recall(&p, postpone(&p))
 	if p.Busy == nil {
 		p.Busy = func() func() { return func() {} }
 	}

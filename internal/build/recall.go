@@ -3,6 +3,7 @@ package build
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"strings"
 	"sync"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/gc"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -30,6 +32,7 @@ const (
 // as long as there is room; they are those of their digest for ever.
 type recalled struct {
 	content.Store
+	later *later
 
 	mu    sync.Mutex
 	infos map[digest.Digest]recalledInfo
@@ -43,8 +46,8 @@ type recalledInfo struct {
 }
 
 // recall puts a memory before the parts' content store.
-func recall(p *Parts) {
-	r := &recalled{Store: p.Content}
+func recall(p *Parts, l *later) {
+	r := &recalled{Store: p.Content, later: l}
 	r.forget()
 	collect := p.Collect
 	p.Content = r
@@ -112,6 +115,36 @@ func (r *recalled) Update(ctx context.Context, want content.Info, fields ...stri
 	}
 	r.forget(want.Digest)
 	return r.Store.Update(ctx, want, fields...)
+}
+
+// Writer writes a blob, unless it is there; that a small one belongs to a lease
+// that is not made is remembered with it.
+func (r *recalled) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	var want content.WriterOpts
+	for _, o := range opts {
+		if err := o(&want); err != nil {
+			return nil, err
+		}
+	}
+	if want.Desc.Digest != "" && r.later.of(ctx) != nil {
+		if have, ok := r.small(ctx, want.Desc.Digest); ok && r.later.hold(ctx, ocispec.Descriptor{MediaType: want.Desc.MediaType, Digest: want.Desc.Digest, Size: int64(len(have))}, have) {
+			return nil, fmt.Errorf("content %v: %w", want.Desc.Digest, errdefs.ErrAlreadyExists)
+		}
+	}
+	if err := r.later.need(ctx); err != nil {
+		return nil, err
+	}
+	return r.Store.Writer(ctx, opts...)
+}
+
+// small gives the bytes of a small blob that the store has.
+func (r *recalled) small(ctx context.Context, d digest.Digest) ([]byte, bool) {
+	info, err := r.Info(ctx, d)
+	if err != nil || info.Size > recallSmall {
+		return nil, false
+	}
+	b, err := content.ReadBlob(ctx, r, ocispec.Descriptor{Digest: d, Size: info.Size})
+	return b, err == nil
 }
 
 // Delete removes a blob.

@@ -48,7 +48,7 @@ func TestRecall(t *testing.T) {
 	ctx := t.Context()
 	s := &countedStore{}
 	p := Parts{Content: s, Collect: func(context.Context) (gc.Stats, error) { return nil, nil }}
-	recall(&p)
+	recall(&p, postpone(&p))
 	small := []byte("a manifest")
 	d := digest.FromBytes(small)
 	for range 2 { // that it is missing is asked again
