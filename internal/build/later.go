@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -37,9 +38,10 @@ type later struct {
 
 type waitingLease struct {
 	leases.Lease
-	mu   sync.Mutex // guards what follows; held while the lease is made
-	made bool
-	held []heldBlob
+	namespace string
+	mu        sync.Mutex // guards what follows; held while the lease is made
+	made      bool
+	held      []heldBlob
 }
 
 type heldBlob struct {
@@ -92,7 +94,8 @@ func (l *later) Create(ctx context.Context, opts ...leases.Opt) (leases.Lease, e
 	if l.waiting[want.ID] != nil {
 		return leases.Lease{}, fmt.Errorf("lease %q: %w", want.ID, errdefs.ErrAlreadyExists)
 	}
-	l.waiting[want.ID] = &waitingLease{Lease: want}
+	ns, _ := namespaces.Namespace(ctx)
+	l.waiting[want.ID] = &waitingLease{Lease: want, namespace: ns}
 	return want, nil
 }
 
@@ -163,7 +166,7 @@ func (l *later) make(ctx context.Context, w *waitingLease) error {
 	if w.made {
 		return nil
 	}
-	ctx = in(ctx)
+	ctx = namespaces.WithNamespace(ctx, w.namespace)
 	if _, err := l.Manager.Create(ctx, leases.WithID(w.ID), leases.WithLabels(w.Labels)); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}

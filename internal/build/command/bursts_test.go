@@ -9,6 +9,9 @@ import (
 
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/tonistiigi/fsutil/types"
+	"google.golang.org/grpc/metadata"
+
+	"proa/internal/build/unchanged"
 )
 
 // line counts the writes to a connection.
@@ -105,5 +108,53 @@ func TestInBursts(t *testing.T) {
 	send(&types.Packet{Type: types.PACKET_STAT}, "PACKET_STAT", burst+5)
 	if !slices.Equal(s.sent, want) {
 		t.Fatalf("sent %q, want %q", s.sent, want)
+	}
+}
+
+func (s *told) SendHeader(md metadata.MD) error {
+	s.sent = append(s.sent, "header "+unchanged.Found(md))
+	return nil
+}
+
+// A directory that is in a state which the builder knows is told in a header;
+// of any other each file is told.
+func TestDirectoryAsItWas(t *testing.T) {
+	walk := func(known []string, names ...string) ([]string, string) {
+		t.Helper()
+		s := &told{}
+		b := &inBursts{FileSync_DiffCopyServer: s, cork: &cork{}, known: known}
+		for _, n := range names {
+			if err := b.SendMsg(&types.Packet{Type: types.PACKET_STAT, Stat: &types.Stat{Path: n}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, end := range []types.Packet_PacketType{types.PACKET_STAT, types.PACKET_FIN} {
+			if err := b.SendMsg(&types.Packet{Type: end}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return s.sent, b.sum.String()
+	}
+	many := make([]string, 2*burst)
+	for i := range many {
+		many[i] = fmt.Sprint(i)
+	}
+	all := append(slices.Clone(many), "PACKET_STAT", "PACKET_FIN")
+	sent, sum := walk(nil, many...)
+	if !slices.Equal(sent, all) {
+		t.Fatalf("sent %q of a directory that nobody knows", sent)
+	}
+	if sent, again := walk([]string{"other", sum}, many...); again != sum || !slices.Equal(sent, []string{"header " + sum, "PACKET_FIN"}) {
+		t.Fatalf("sent %q of a directory with sum %s that has sum %s", sent, sum, again)
+	}
+	for name, changed := range map[string][]string{
+		"one less":  many[1:],
+		"one more":  append(slices.Clone(many), "z"),
+		"one other": append(slices.Clone(many[:len(many)-1]), "z"),
+		"joined":    append([]string{"01"}, many[2:]...),
+	} {
+		if sent, other := walk([]string{sum}, changed...); other == sum || len(sent) != len(changed)+2 {
+			t.Errorf("%s: sent %d packets of %d files, sum %s", name, len(sent), len(changed), other)
+		}
 	}
 }
