@@ -88,7 +88,7 @@ func (a *app) openContext(ctx context.Context, f *buildFlags, where string) (_ *
 	if err != nil {
 		return nil, fmt.Errorf("cannot use the context %q: %w", where, err)
 	}
-	s.files = withoutSockets{files, s.skipped}
+	s.files = walkAhead(ctx, withoutSockets{files, s.skipped})
 	s.mounts["context"], s.key = s.files, contextKey(where)
 	if f.file == "-" {
 		return s, s.dockerfileFrom(a.in)
