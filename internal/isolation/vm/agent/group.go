@@ -37,7 +37,29 @@ func newGroup(root string) (_ *group, err error) {
 	if g.dir, err = os.Open(g.path); err != nil {
 		return nil, err
 	}
+	g.leaveRoom()
 	return g, nil
+}
+
+// leaveRoom limits the memory of the processes together to a little less than
+// what the guest can give. Want of memory is then the group's, which the kernel
+// answers by a kill at once. A guest that is short of it as a whole frees and
+// reads again the last pages of every program, for seconds or for hours, until
+// somebody else's allocation fails and its OOM killer acts (seen with Linux 6.1
+// and 128 MiB without swap).
+func (g *group) leaveRoom() {
+	total, ok := field("/proc/meminfo", "MemTotal:")
+	available, ok2 := field("/proc/meminfo", "MemAvailable:") // Linux 3.14
+	if !ok || !ok2 {
+		return
+	}
+	// For the agent, the network's buffers and the kernel; the estimate of what
+	// is available is some MiB too high as well.
+	spare := min(10<<10+total/64, 64<<10)
+	if available > 2*spare {
+		// Without the controller the guest as a whole is the limit.
+		_ = os.WriteFile(g.path+"/memory.max", strconv.AppendUint(nil, (available-spare)<<10, 10), 0) // meminfo's kB are KiB
+	}
 }
 
 // limit sets what the processes together may have.
@@ -78,7 +100,8 @@ func field(path, name string) (uint64, bool) {
 	}
 	for line := range bytes.Lines(b) {
 		if rest, ok := bytes.CutPrefix(line, []byte(name)); ok {
-			n, err := strconv.ParseUint(string(bytes.TrimSpace(rest)), 10, 64)
+			word, _, _ := bytes.Cut(bytes.TrimSpace(rest), []byte(" ")) // a unit may follow
+			n, err := strconv.ParseUint(string(word), 10, 64)
 			return n, err == nil
 		}
 	}
