@@ -398,10 +398,10 @@ func (e *Engine) Exec(stdin, name string, args ...string) Result {
 	return run([]string{"DOCKER_CONFIG=" + e.Dir, "DOCKER_HOST=", "PROA_HOST="}, stdin, name, args...)
 }
 
-// run runs a command with more environment and the given standard input; it is killed after three minutes: nothing here takes as
+// run runs a command with more environment and the given standard input; it is killed after six minutes: nothing here takes as
 // long on a busy machine.
 func run(env []string, stdin, name string, args ...string) Result {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), env...)
@@ -417,7 +417,7 @@ func run(env []string, stdin, name string, args ...string) Result {
 	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
-		r.Code, r.Stderr = -1, r.Stderr+"\nkilled after three minutes"
+		r.Code, r.Stderr = -1, r.Stderr+"\nkilled after six minutes"
 	case errors.As(err, &exit):
 		r.Code = exit.ExitCode()
 	case err != nil:
