@@ -63,6 +63,7 @@ func TestChangedContexts(t *testing.T) {
 			return os.Chtimes(at("d2/f2"), past.Add(1), past.Add(1))
 		}},
 		{"a mode", func() error { return os.Chmod(at("d3/f3"), 0o755) }},
+		{"the mode of a directory", func() error { return os.Chmod(at("d3"), 0o700) }},
 		{"a new file", func() error { return os.WriteFile(at("d4/zz"), nil, 0o644) }},
 		{"a removed file", func() error { return os.Remove(at("d4/f4")) }},
 		{"a file that became a directory", func() error {

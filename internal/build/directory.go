@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 
@@ -37,8 +40,7 @@ const (
 	// directoryKey is the name under which BuildKit's own source finds the
 	// record that a directory was transferred to last: it stays valid.
 	directoryKey = "local.sharedKey"
-	// filesKey is the sum of what a finished transfer brought, as its client
-	// said it. It is at the record that nobody can write to: BuildKit removes
+	// filesKey is the sum of what a finished transfer brought. It is at the record that nobody can write to: BuildKit removes
 	// that, and this with it, before files are changed below it.
 	filesKey = "proa.files"
 )
@@ -111,28 +113,31 @@ func (d *directory) fetch(ctx context.Context, c session.Caller) (cache.Immutabl
 	request := filters(d.id)
 	index := filesIndex(key, request, d.id)
 	said := newMoving(ctx, d.id.Name)
-	for {
-		have := d.have(ctx, index)
-		if len(have) > 0 {
-			unchanged.Ask(request, have)
+	for ask := true; ; ask = false {
+		var question unchanged.Question
+		if ask {
+			question = unchanged.Ask(d.have(ctx, index))
 		}
+		question.Put(request)
 		stream, err := filesync.NewFileSyncClient(c.Conn()).DiffCopy(metadata.NewOutgoingContext(ctx, request))
 		if err != nil {
 			return nil, err
 		}
-		if len(have) > 0 {
+		if question.Asks() {
 			header, err := stream.Header()
 			if err != nil {
 				return nil, err
 			}
-			if sum := unchanged.Found(header); slices.Contains(have, sum) {
+			if sum := question.Answered(header); sum != "" {
 				ref, err := d.asItWas(ctx, stream, index+sum)
-				if ref != nil || err != nil {
-					said.moved(0, true)
-					return ref, err
+				if err != nil {
+					return nil, err
 				}
-				// It was pruned meanwhile. Ask once more, for the files.
-				continue
+				if ref != nil {
+					said.moved(0, true)
+					return ref, nil
+				}
+				continue // it was removed meanwhile: once more, for the files
 			}
 		}
 		return d.transfer(ctx, stream, key, index, said)
@@ -169,10 +174,6 @@ func (d *directory) asItWas(ctx context.Context, stream filesync.FileSync_DiffCo
 	for _, r := range found {
 		if ref, err := d.records.Get(ctx, r.ID(), nil); err == nil {
 			return ref, nil
-		}
-		// What cannot be had must not be asked for again.
-		if err := r.ClearValueAndIndex(filesKey, index); err != nil {
-			return nil, err
 		}
 	}
 	return nil, nil
@@ -219,7 +220,13 @@ func (d *directory) transfer(ctx context.Context, stream filesync.FileSync_DiffC
 		contenthash.ClearCacheContext(into)
 		go into.Release(context.WithoutCancel(ctx))
 	}()
-	sums, err := d.receive(ctx, stream, into, said)
+	// A builder that is killed now leaves files that are newer than their
+	// checksums: nobody shall find them.
+	if err := into.ClearValueAndIndex(directoryKey, directoryKey+":"); err != nil {
+		return nil, err
+	}
+	heard := &heard{FileSync_DiffCopyClient: stream}
+	sums, err := d.receive(ctx, heard, into, said)
 	if err != nil {
 		return nil, err
 	}
@@ -229,16 +236,15 @@ func (d *directory) transfer(ctx context.Context, stream filesync.FileSync_DiffC
 	if err := contenthash.SetCacheContext(ctx, into, sums); err != nil {
 		return nil, err
 	}
-	if into.GetString(directoryKey) != key {
-		if err := into.SetString(directoryKey, key, directoryKey+":"+key); err != nil {
-			return nil, err
-		}
+	if err := into.SetString(directoryKey, key, directoryKey+":"+key); err != nil {
+		return nil, err
 	}
 	ref, err := into.Commit(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if sum := unchanged.Transferred(stream.Trailer()); sum != "" && d.id.Differ == fsutil.DiffMetadata {
+	if heard.whole && d.id.Differ == fsutil.DiffMetadata {
+		sum := heard.sum.String()
 		if err := ref.SetString(filesKey, sum, index+sum); err != nil {
 			bklog.G(ctx).Warnf("the next build will compare every file: %v", err)
 		}
@@ -262,7 +268,7 @@ func (d *directory) last(ctx context.Context, key string) (cache.MutableRef, err
 }
 
 // receive writes the files and gives their checksums.
-func (d *directory) receive(ctx context.Context, stream filesync.FileSync_DiffCopyClient, into cache.MutableRef, said *moving) (_ contenthash.CacheContext, err error) {
+func (d *directory) receive(ctx context.Context, stream *heard, into cache.MutableRef, said *moving) (_ contenthash.CacheContext, err error) {
 	mount, err := into.Mount(ctx, false, nil)
 	if err != nil {
 		return nil, err
@@ -281,6 +287,11 @@ func (d *directory) receive(ctx context.Context, stream filesync.FileSync_DiffCo
 	if err != nil {
 		return nil, err
 	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
 	opt := fsutil.ReceiveOpt{
 		NotifyHashed:  sums.HandleChange,
 		ContentHasher: contenthash.NewFromStat,
@@ -296,12 +307,83 @@ func (d *directory) receive(ctx context.Context, stream filesync.FileSync_DiffCo
 			ok, err := content.MatchesOrParentMatches(p)
 			return err == nil && ok
 		}
+	} else {
+		stream.told = func(st *types.Stat) error { return directoryChanged(root, sums, st) }
 	}
 	if err := fsutil.Receive(ctx, stream, dir, opt); err != nil {
 		return nil, err
 	}
 	return sums, nil
 }
+
+// heard is a stream that adds up what a client tells of files, and sees whether
+// those that it sends are as long as it said: a file that cannot be read is sent
+// as an empty one by fsutil, and must not be taken for the real one for ever.
+type heard struct {
+	filesync.FileSync_DiffCopyClient
+	told  func(*types.Stat) error // nil, or asked about each file before anybody acts on it
+	sum   unchanged.Sum
+	left  []int64 // bytes of each file that have not come
+	short bool
+	whole bool // the walk came to its end, and no file was short
+}
+
+// RecvMsg receives one packet.
+func (h *heard) RecvMsg(m any) error {
+	if err := h.FileSync_DiffCopyClient.RecvMsg(m); err != nil {
+		return err
+	}
+	switch p, ok := m.(*types.Packet); {
+	case !ok:
+	case p.Type == types.PACKET_STAT && p.Stat == nil:
+		h.whole = !h.short
+	case p.Type == types.PACKET_STAT:
+		h.left = append(h.left, p.Stat.Size)
+		if err := h.sum.Add(p.Stat); err != nil {
+			return err
+		}
+		if h.told != nil {
+			return h.told(p.Stat)
+		}
+	case p.Type == types.PACKET_DATA && int64(p.ID) < int64(len(h.left)):
+		if h.left[p.ID] -= int64(len(p.Data)); len(p.Data) == 0 && h.left[p.ID] != 0 {
+			h.short, h.whole = true, false
+		}
+	}
+	return nil
+}
+
+// directoryChanged tells of a directory whose mode or owner changes. fsutil
+// changes it and says nothing, so that a COPY of it would be taken from the
+// cache (v0.0.0-20261103: DiskWriter.HandleChange).
+func directoryChanged(root *os.Root, sums contenthash.CacheContext, st *types.Stat) error {
+	if !st.IsDir() || !filepath.IsLocal(st.Path) {
+		return nil
+	}
+	have, err := root.Lstat(st.Path)
+	if err != nil || !have.IsDir() {
+		return nil //nolint:nilerr // it is new, and then fsutil tells of it
+	}
+	sys := have.Sys().(*syscall.Stat_t)
+	if uint32(have.Mode()) == st.Mode && sys.Uid == st.Uid && sys.Gid == st.Gid {
+		return nil
+	}
+	st = st.Clone()
+	h, err := contenthash.NewFromStat(st)
+	if err != nil {
+		return err
+	}
+	return sums.HandleChange(fsutil.ChangeKindModify, st.Path, hashedDirectory{&fsutil.StatInfo{Stat: st}, digest.NewDigest(digest.SHA256, h)}, nil)
+}
+
+// hashedDirectory is a directory as contenthash wants to be told of it.
+type hashedDirectory struct {
+	*fsutil.StatInfo
+	digest digest.Digest
+}
+
+// Digest is the checksum of what its stat says.
+func (h hashedDirectory) Digest() digest.Digest { return h.digest }
 
 // filesIndex begins the index of the sums of a directory as filtered.
 func filesIndex(key string, filters metadata.MD, id *local.LocalIdentifier) string {

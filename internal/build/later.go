@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -19,6 +20,9 @@ import (
 
 // temporary is BuildKit's label of a lease that ends with what it was made for.
 const temporary = "buildkit/lease.temporary"
+
+// expiry is containerd's label of the time after which a lease holds nothing (RFC 3339).
+const expiry = "containerd.io/gc.expire"
 
 // later makes temporary leases when they are first needed. BuildKit takes one
 // for each look at an image and each export, and writes again into it what the
@@ -40,6 +44,7 @@ type waitingLease struct {
 	leases.Lease
 	namespace string
 	mu        sync.Mutex // guards what follows; held while the lease is made
+	tried     bool       // the engine may know of it
 	made      bool
 	held      []heldBlob
 }
@@ -94,6 +99,16 @@ func (l *later) Create(ctx context.Context, opts ...leases.Opt) (leases.Lease, e
 	if l.waiting[want.ID] != nil {
 		return leases.Lease{}, fmt.Errorf("lease %q: %w", want.ID, errdefs.ErrAlreadyExists)
 	}
+	for id, old := range l.waiting {
+		// BuildKit leaves some of them to their expiry.
+		if end, err := time.Parse(time.RFC3339, old.Labels[expiry]); err == nil && time.Now().After(end) && old.mu.TryLock() {
+			if !old.tried {
+				old.drop()
+				delete(l.waiting, id)
+			}
+			old.mu.Unlock()
+		}
+	}
 	ns, _ := namespaces.Namespace(ctx)
 	l.waiting[want.ID] = &waitingLease{Lease: want, namespace: ns}
 	return want, nil
@@ -105,13 +120,21 @@ func (l *later) Delete(ctx context.Context, lease leases.Lease, opts ...leases.D
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		l.forget(w)
-		if !w.made {
-			w.made = true // nothing can be done under it any more
+		if !w.tried {
+			w.drop()
 			return nil
 		}
+		if err := l.Manager.Delete(ctx, lease, opts...); w.made || !errdefs.IsNotFound(err) {
+			return err
+		}
+		return nil
 	}
 	return l.Manager.Delete(ctx, lease, opts...)
 }
+
+// drop ends a lease that was never made: nothing can be done under it any more.
+// The caller holds w.mu.
+func (w *waitingLease) drop() { w.made, w.held = true, nil }
 
 func (l *later) forget(w *waitingLease) {
 	l.mu.Lock()
@@ -167,6 +190,7 @@ func (l *later) make(ctx context.Context, w *waitingLease) error {
 		return nil
 	}
 	ctx = namespaces.WithNamespace(ctx, w.namespace)
+	w.tried = true
 	if _, err := l.Manager.Create(ctx, leases.WithID(w.ID), leases.WithLabels(w.Labels)); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -193,5 +194,62 @@ func TestALeaseThatIsNeededLater(t *testing.T) {
 				t.Fatal("a blob of the lease was collected")
 			}
 		})
+	}
+}
+
+// broken is a content store that cannot be written to.
+type broken struct{ content.Store }
+
+func (broken) Writer(context.Context, ...content.WriterOpt) (content.Writer, error) {
+	return nil, errdefs.ErrInternal
+}
+
+// A lease that was made, but not filled, is ended like any other, or made again.
+func TestALeaseThatCannotBeFilled(t *testing.T) {
+	k := newLaterKit(t)
+	old, o := k.lease(leaseutil.MakeTemporary)
+	k.write(old, "config")
+	l := k.p.Leases.(*later)
+	ctx, lease := k.lease(leaseutil.MakeTemporary)
+	if !k.write(ctx, "config") {
+		t.Fatal("not there")
+	}
+	whole := l.content
+	l.content = broken{whole}
+	if err := l.need(ctx); !errdefs.IsInternal(err) {
+		t.Fatalf("a blob was not written: %v", err)
+	}
+	l.content = whole
+	if err := l.need(ctx); err != nil {
+		t.Fatal(err)
+	}
+	k.end(o)
+	k.end(lease)
+	if n := k.made(); n != 0 {
+		t.Fatalf("%d leases are left", n)
+	}
+	ctx, lease = k.lease(leaseutil.MakeTemporary)
+	l.hold(ctx, blobOf("gone"), []byte("gone"))
+	l.content = broken{whole}
+	if err := l.need(ctx); !errdefs.IsInternal(err) || k.made() != 1 {
+		t.Fatalf("%d leases, %v", k.made(), err)
+	}
+	k.end(lease)
+	if n := k.made(); n != 0 {
+		t.Fatalf("%d leases are left", n)
+	}
+}
+
+// BuildKit leaves some leases to their expiry.
+func TestALeaseThatExpires(t *testing.T) {
+	k := newLaterKit(t)
+	l := k.p.Leases.(*later)
+	ctx, _ := k.lease(leaseutil.MakeTemporary, leases.WithExpiration(-time.Second))
+	if !l.hold(ctx, blobOf("a"), []byte("a")) {
+		t.Fatal("nothing is held")
+	}
+	stays, _ := k.lease(leaseutil.MakeTemporary, leases.WithExpiration(time.Hour))
+	if l.of(ctx) != nil || l.of(stays) == nil || len(l.waiting) != 1 {
+		t.Fatalf("%d leases wait", len(l.waiting))
 	}
 }

@@ -119,6 +119,20 @@ func TestWalkAhead(t *testing.T) {
 			t.Errorf("%s: told %q of %q", name, got, want)
 		}
 	}
+	// After a while it is not believed.
+	if err := os.Remove(filepath.Join(dir, "l1")); err != nil {
+		t.Fatal(err)
+	}
+	a.begun = a.begun.Add(-2 * aheadAge)
+	if want, got := list(plain, fsutil.FilterOpt{}), list(a, fsutil.FilterOpt{}); !slices.Equal(want, got) {
+		t.Errorf("long after it was walked: told %q of %q", got, want)
+	}
+	// A file that vanishes while it is walked does not hide those behind it.
+	c := walkAhead(t.Context(), vanishing{plain})
+	<-c.done
+	if c.files != nil {
+		t.Errorf("%d files of a directory that could not be walked", len(c.files))
+	}
 	// What is too much, or cannot be walked, is walked when it is asked for.
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -127,4 +141,23 @@ func TestWalkAhead(t *testing.T) {
 	if want, got := list(plain, fsutil.FilterOpt{}), list(b, fsutil.FilterOpt{}); b.files != nil || !slices.Equal(want, got) {
 		t.Errorf("after a walk that ended early: told %q of %q", got, want)
 	}
+}
+
+// vanishing is a directory whose second file is gone when it is looked at.
+type vanishing struct{ fsutil.FS }
+
+func (v vanishing) Walk(ctx context.Context, target string, fn fs.WalkDirFunc) error {
+	n := 0
+	return v.FS.Walk(ctx, target, func(p string, d fs.DirEntry, err error) error {
+		if n++; n == 2 {
+			d = gone{d}
+		}
+		return fn(p, d, err)
+	})
+}
+
+type gone struct{ fs.DirEntry }
+
+func (gone) Info() (fs.FileInfo, error) {
+	return nil, &fs.PathError{Op: "lstat", Path: "x", Err: fs.ErrNotExist}
 }

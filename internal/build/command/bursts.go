@@ -3,7 +3,6 @@ package command
 import (
 	"fmt"
 	"net"
-	"slices"
 	"sync"
 
 	"github.com/moby/buildkit/session"
@@ -53,12 +52,7 @@ func (p provider) Register(s *grpc.Server) { filesync.RegisterFileSyncServer(s, 
 // DiffCopy tells of a directory's files and sends those that are asked for.
 func (p provider) DiffCopy(stream filesync.FileSync_DiffCopyServer) error {
 	asked, _ := metadata.FromIncomingContext(stream.Context())
-	b := &inBursts{FileSync_DiffCopyServer: stream, cork: p.cork, known: unchanged.Asked(asked)}
-	err := p.FileSyncServer.DiffCopy(b)
-	if err == nil && b.walked {
-		stream.SetTrailer(unchanged.Files(b.sum.String()))
-	}
-	return err
+	return p.FileSyncServer.DiffCopy(&inBursts{FileSync_DiffCopyServer: stream, cork: p.cork, asked: unchanged.From(asked)})
 }
 
 // inBursts holds files back until there are enough, or something else is said.
@@ -69,7 +63,7 @@ type inBursts struct {
 	filesync.FileSync_DiffCopyServer
 	cork   *cork
 	held   []*types.Packet
-	known  []string // sums of the states that the builder knows of
+	asked  unchanged.Asked // about the states that the builder knows of
 	sum    unchanged.Sum
 	walked bool
 }
@@ -79,19 +73,21 @@ func (b *inBursts) SendMsg(m any) error {
 	p, ok := m.(*types.Packet)
 	if ok && p.Type == types.PACKET_STAT && !b.walked {
 		if p.Stat != nil {
-			if err := b.sum.Add(p.Stat); err != nil {
-				return err
+			if len(b.asked) > 0 {
+				if err := b.sum.Add(p.Stat); err != nil {
+					return err
+				}
 			}
-			if len(b.held) < burst || len(b.known) > 0 && len(b.held) < mostHeld {
+			if len(b.held) < burst || len(b.asked) > 0 && len(b.held) < mostHeld {
 				b.held = append(b.held, p)
 				return nil
 			}
-			b.known = nil
+			b.asked = nil
 		} else {
 			b.walked = true
-			if sum := b.sum.String(); slices.Contains(b.known, sum) {
+			if header, ok := b.asked.Answer(b.sum.String()); ok {
 				b.held = nil
-				return b.SendHeader(unchanged.Same(sum))
+				return b.SendHeader(header)
 			}
 		}
 	}

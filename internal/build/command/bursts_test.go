@@ -71,7 +71,8 @@ func TestCork(t *testing.T) {
 // told is a stream that keeps what was sent.
 type told struct {
 	filesync.FileSync_DiffCopyServer
-	sent []string
+	sent   []string
+	header metadata.MD
 }
 
 func (s *told) SendMsg(m any) error {
@@ -112,17 +113,19 @@ func TestInBursts(t *testing.T) {
 }
 
 func (s *told) SendHeader(md metadata.MD) error {
-	s.sent = append(s.sent, "header "+unchanged.Found(md))
+	s.header = md
 	return nil
 }
 
 // A directory that is in a state which the builder knows is told in a header;
 // of any other each file is told.
 func TestDirectoryAsItWas(t *testing.T) {
-	walk := func(known []string, names ...string) ([]string, string) {
+	walk := func(known []string, names ...string) (sent []string, answer string) {
 		t.Helper()
+		q, request := unchanged.Ask(known), metadata.MD{}
+		q.Put(request)
 		s := &told{}
-		b := &inBursts{FileSync_DiffCopyServer: s, cork: &cork{}, known: known}
+		b := &inBursts{FileSync_DiffCopyServer: s, cork: &cork{}, asked: unchanged.From(request)}
 		for _, n := range names {
 			if err := b.SendMsg(&types.Packet{Type: types.PACKET_STAT, Stat: &types.Stat{Path: n}}); err != nil {
 				t.Fatal(err)
@@ -133,19 +136,31 @@ func TestDirectoryAsItWas(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		return s.sent, b.sum.String()
+		return s.sent, q.Answered(s.header)
+	}
+	sumOf := func(names ...string) string {
+		t.Helper()
+		var sum unchanged.Sum
+		for _, n := range names {
+			if err := sum.Add(&types.Stat{Path: n}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return sum.String()
 	}
 	many := make([]string, 2*burst)
 	for i := range many {
 		many[i] = fmt.Sprint(i)
 	}
 	all := append(slices.Clone(many), "PACKET_STAT", "PACKET_FIN")
-	sent, sum := walk(nil, many...)
-	if !slices.Equal(sent, all) {
-		t.Fatalf("sent %q of a directory that nobody knows", sent)
+	sum := sumOf(many...)
+	for name, known := range map[string][]string{"nothing": nil, "another": {sumOf("x")}} {
+		if sent, answer := walk(known, many...); answer != "" || !slices.Equal(sent, all) {
+			t.Fatalf("asked about %s: sent %q, answered %q", name, sent, answer)
+		}
 	}
-	if sent, again := walk([]string{"other", sum}, many...); again != sum || !slices.Equal(sent, []string{"header " + sum, "PACKET_FIN"}) {
-		t.Fatalf("sent %q of a directory with sum %s that has sum %s", sent, sum, again)
+	if sent, answer := walk([]string{sumOf("x"), sum}, many...); answer != sum || !slices.Equal(sent, []string{"PACKET_FIN"}) {
+		t.Fatalf("sent %q of a directory with sum %s that has sum %s", sent, sum, answer)
 	}
 	for name, changed := range map[string][]string{
 		"one less":  many[1:],
@@ -153,8 +168,14 @@ func TestDirectoryAsItWas(t *testing.T) {
 		"one other": append(slices.Clone(many[:len(many)-1]), "z"),
 		"joined":    append([]string{"01"}, many[2:]...),
 	} {
-		if sent, other := walk([]string{sum}, changed...); other == sum || len(sent) != len(changed)+2 {
-			t.Errorf("%s: sent %d packets of %d files, sum %s", name, len(sent), len(changed), other)
+		if sent, answer := walk([]string{sum}, changed...); answer != "" || len(sent) != len(changed)+2 {
+			t.Errorf("%s: sent %d packets of %d files, answered %q", name, len(sent), len(changed), answer)
 		}
+	}
+	// Who was asked about a directory does not learn its sum.
+	q, request := unchanged.Ask([]string{sum}), metadata.MD{}
+	q.Put(request)
+	if slices.Contains(unchanged.From(request), sum) {
+		t.Error("a question gives the sum away")
 	}
 }

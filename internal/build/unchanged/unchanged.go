@@ -4,9 +4,9 @@
 // DiffCopy), and the sum of a directory; it never touches files.
 //
 //	builder                                      client
-//	  | DiffCopy, with known: a, b                  |
+//	  | DiffCopy, with known: salt, a', b'          |
 //	  |-------------------------------------------->| walks, sums
-//	  |                          header same: b     |
+//	  |                          header same: b'    |
 //	  |<--------------------------------------------|
 //	  | FIN                                         |
 //	  |-------------------------------------------->|
@@ -14,17 +14,20 @@
 //	  |<--------------------------------------------|
 //
 // Where nothing fits, the header comes without same, and the transfer goes on
-// as ever; behind it the client says in a trailer what the files amounted to.
-// One that does not know these words, as Docker's, leaves header and trailer
-// out, and is then never told that anything is known.
+// as ever; the builder adds up what it is told of the files itself. Sums go out
+// salted: who does not know a directory is not told enough to claim that he has
+// it. A client that does not know these words, as Docker's, ignores them.
 package unchanged
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"hash"
+	"maps"
+	"slices"
 
 	"github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc/metadata"
@@ -33,9 +36,8 @@ import (
 
 // Names of gRPC metadata.
 const (
-	known = "proa-known" // request: sums of what the builder has; one value each
-	same  = "proa-same"  // response header: the one that the directory has now
-	files = "proa-files" // trailer: the sum of what was transferred
+	known = "proa-known" // request: a salt, then salted sums of what the builder has; one value each
+	same  = "proa-same"  // response header: the salted sum that the directory has now
 )
 
 // Most is how many sums a builder names at most.
@@ -74,37 +76,61 @@ func (s *Sum) String() string {
 	return hex.EncodeToString(s.h.Sum(nil))
 }
 
-// Ask is a request that names sums.
-func Ask(md metadata.MD, sums []string) { md[known] = sums }
-
-// Asked are the sums that a request names, at most Most.
-func Asked(md metadata.MD) []string {
-	sums := md[known]
-	return sums[:min(len(sums), Most)]
+// Question is what a builder asks about sums. The zero Question asks nothing.
+type Question struct {
+	salt string
+	sums map[string]string // salted -> sum
 }
 
-// Same is a header that says that the directory has this sum.
-func Same(sum string) metadata.MD { return metadata.Pairs(same, sum) }
-
-// Found is the sum that a header says, or empty.
-func Found(md metadata.MD) string { return first(md[same]) }
-
-// Files is a trailer that says what was transferred.
-func Files(sum string) metadata.MD { return metadata.Pairs(files, sum) }
-
-// Transferred is the sum that a trailer says, or empty. It comes from a client:
-// what is not a sum is left out.
-func Transferred(md metadata.MD) string {
-	sum := first(md[files])
-	if b, err := hex.DecodeString(sum); err != nil || len(b) != sha256.Size {
-		return ""
+// Ask makes a question about sums.
+func Ask(sums []string) Question {
+	if len(sums) == 0 {
+		return Question{}
 	}
-	return sum
+	q := Question{rand.Text(), make(map[string]string, len(sums))}
+	for _, s := range sums[:min(len(sums), Most)] {
+		q.sums[salted(q.salt, s)] = s
+	}
+	return q
 }
 
-func first(values []string) string {
-	if len(values) == 0 {
-		return ""
+// Put puts the question into a request, in the place of one that was there.
+func (q Question) Put(md metadata.MD) {
+	delete(md, known)
+	if len(q.sums) > 0 {
+		md[known] = append([]string{q.salt}, slices.Sorted(maps.Keys(q.sums))...)
 	}
-	return values[0]
+}
+
+// Asks reports whether there is anything to answer.
+func (q Question) Asks() bool { return len(q.sums) > 0 }
+
+// Answered is the sum that a header says the directory has, or empty.
+func (q Question) Answered(header metadata.MD) string {
+	if v := header[same]; len(v) == 1 {
+		return q.sums[v[0]]
+	}
+	return ""
+}
+
+// Asked is the other end of a Question.
+type Asked []string
+
+// From is what a request asks.
+func From(md metadata.MD) Asked { return md[known] }
+
+// Answer is the header to send if a directory with this sum was asked about.
+func (a Asked) Answer(sum string) (metadata.MD, bool) {
+	if len(a) < 2 {
+		return nil, false
+	}
+	if s := salted(a[0], sum); slices.Contains(a[1:], s) {
+		return metadata.Pairs(same, s), true
+	}
+	return nil, false
+}
+
+func salted(salt, sum string) string {
+	h := sha256.Sum256([]byte(salt + " " + sum))
+	return hex.EncodeToString(h[:])
 }
