@@ -144,7 +144,7 @@ func (d *directory) fetch(ctx context.Context, c session.Caller) (cache.Immutabl
 	}
 }
 
-// have are the sums of what is in the cache, the newest not before the others.
+// have are the sums of states of the directory that are in the cache.
 func (d *directory) have(ctx context.Context, index string) (sums []string) {
 	if d.id.Differ != fsutil.DiffMetadata {
 		return nil
