@@ -154,7 +154,7 @@ func (d *directory) have(ctx context.Context, index string) (sums []string) {
 		return nil
 	}
 	for _, r := range found {
-		if sum := r.GetString(filesKey); sum != "" && !slices.Contains(sums, sum) && len(sums) < unchanged.Most {
+		if sum := r.GetString(filesKey); sum != "" && !slices.Contains(sums, sum) {
 			sums = append(sums, sum)
 		}
 	}
@@ -187,7 +187,7 @@ func finish(stream filesync.FileSync_DiffCopyClient) error {
 	return drain(stream)
 }
 
-// drain reads to the end of a stream, where the trailer stands.
+// drain reads to the end of a stream, which says whether the client is content.
 func drain(stream grpc.ClientStream) error {
 	_ = stream.CloseSend() // never fails
 	for {
@@ -243,7 +243,7 @@ func (d *directory) transfer(ctx context.Context, stream filesync.FileSync_DiffC
 	if err != nil {
 		return nil, err
 	}
-	if heard.whole && d.id.Differ == fsutil.DiffMetadata {
+	if heard.whole() && d.id.Differ == fsutil.DiffMetadata {
 		sum := heard.sum.String()
 		if err := ref.SetString(filesKey, sum, index+sum); err != nil {
 			bklog.G(ctx).Warnf("the next build will compare every file: %v", err)
@@ -324,9 +324,12 @@ type heard struct {
 	told  func(*types.Stat) error // nil, or asked about each file before anybody acts on it
 	sum   unchanged.Sum
 	left  []int64 // bytes of each file that have not come
-	short bool
-	whole bool // the walk came to its end, and no file was short
+	ended bool    // the walk came to its end
+	short bool    // a file had other than its bytes
 }
+
+// whole reports whether all that was told of came as it was told.
+func (h *heard) whole() bool { return h.ended && !h.short }
 
 // RecvMsg receives one packet.
 func (h *heard) RecvMsg(m any) error {
@@ -336,7 +339,7 @@ func (h *heard) RecvMsg(m any) error {
 	switch p, ok := m.(*types.Packet); {
 	case !ok:
 	case p.Type == types.PACKET_STAT && p.Stat == nil:
-		h.whole = !h.short
+		h.ended = true
 	case p.Type == types.PACKET_STAT:
 		h.left = append(h.left, p.Stat.Size)
 		if err := h.sum.Add(p.Stat); err != nil {
@@ -347,7 +350,7 @@ func (h *heard) RecvMsg(m any) error {
 		}
 	case p.Type == types.PACKET_DATA && int64(p.ID) < int64(len(h.left)):
 		if h.left[p.ID] -= int64(len(p.Data)); len(p.Data) == 0 && h.left[p.ID] != 0 {
-			h.short, h.whole = true, false
+			h.short = true
 		}
 	}
 	return nil

@@ -61,8 +61,8 @@ func TestHeard(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if h.whole != c.whole {
-			t.Errorf("%s: whole %v", name, h.whole)
+		if h.whole() != c.whole {
+			t.Errorf("%s: whole %v", name, h.whole())
 		}
 	}
 }

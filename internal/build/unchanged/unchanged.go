@@ -40,8 +40,8 @@ const (
 	same  = "proa-same"  // response header: the salted sum that the directory has now
 )
 
-// Most is how many sums a builder names at most.
-const Most = 8
+// most is how many sums a builder names at most: a header has its bounds.
+const most = 8
 
 // Sum adds up what a walk tells of files, in its order: everything that
 // BuildKit compares (path, type, mode, owner, size, time in ns, target of a
@@ -49,31 +49,30 @@ const Most = 8
 // taken for the same files with the same content, as a transfer takes a file
 // of the same size and time.
 type Sum struct {
-	h   hash.Hash
+	h   hash.Hash // nil: the sum of nothing
 	buf []byte
 }
 
 // Add adds one file.
 func (s *Sum) Add(st *types.Stat) error {
-	if s.h == nil {
-		s.h = sha256.New()
-	}
 	var err error
 	s.buf, err = proto.MarshalOptions{Deterministic: true}.MarshalAppend(append(s.buf[:0], 0, 0, 0, 0), st)
 	if err != nil {
 		return fmt.Errorf("cannot add up the files of a directory: %w", err)
 	}
 	binary.BigEndian.PutUint32(s.buf, uint32(len(s.buf)-4)) // an entry has no more than some paths and attributes
-	s.h.Write(s.buf)
+	s.hash().Write(s.buf)
 	return nil
 }
 
 // String is the sum, in hexadecimal digits.
-func (s *Sum) String() string {
+func (s *Sum) String() string { return hex.EncodeToString(s.hash().Sum(nil)) }
+
+func (s *Sum) hash() hash.Hash {
 	if s.h == nil {
 		s.h = sha256.New()
 	}
-	return hex.EncodeToString(s.h.Sum(nil))
+	return s.h
 }
 
 // Question is what a builder asks about sums. The zero Question asks nothing.
@@ -82,13 +81,13 @@ type Question struct {
 	sums map[string]string // salted -> sum
 }
 
-// Ask makes a question about sums.
+// Ask makes a question about sums, the first eight of them.
 func Ask(sums []string) Question {
 	if len(sums) == 0 {
 		return Question{}
 	}
 	q := Question{rand.Text(), make(map[string]string, len(sums))}
-	for _, s := range sums[:min(len(sums), Most)] {
+	for _, s := range sums[:min(len(sums), most)] {
 		q.sums[salted(q.salt, s)] = s
 	}
 	return q

@@ -43,10 +43,10 @@ func newGroup(root string) (_ *group, err error) {
 
 // leaveRoom limits the memory of the processes together to a little less than
 // what the guest can give. Want of memory is then the group's, which the kernel
-// answers by a kill at once. A guest that is short of it as a whole frees and
-// reads again the last pages of every program, for seconds or for hours, until
-// somebody else's allocation fails and its OOM killer acts (seen with Linux 6.1
-// and 128 MiB without swap).
+// answers by a kill at once. A guest that is short of it as a whole looks for
+// pages to free on all its processors, without reading or writing anything, for
+// seconds or for more than ten minutes, until somebody else's allocation fails
+// and its OOM killer acts (seen with Linux 6.1 and 128 MiB without swap).
 func (g *group) leaveRoom() {
 	total, ok := field("/proc/meminfo", "MemTotal:")
 	available, ok2 := field("/proc/meminfo", "MemAvailable:") // Linux 3.14
