@@ -5,7 +5,7 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  = -s -w -X proa/internal/version.Version=$(VERSION)
 
-.PHONY: build setup test demo bench vet clean
+.PHONY: build setup test test-long demo bench vet clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
@@ -16,6 +16,9 @@ setup:
 test: setup build
 	scripts/test
 
+test-long: setup build
+	scripts/test-long
+
 demo: setup build
 	scripts/demo
 
@@ -23,7 +26,7 @@ bench: setup build
 	scripts/bench
 
 vet:
-	$(GO) vet ./...
+	$(GO) vet -tags long ./...
 	GOARCH=arm64 $(GO) vet ./...
 
 clean:
