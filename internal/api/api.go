@@ -95,14 +95,14 @@ type Rooms struct {
 // Server answers requests. It is an http.Handler.
 type Server struct {
 	Rooms
-	mux *http.ServeMux
+	table []entry
 }
 
 // New makes the handler of one engine.
 func New(r Rooms) *Server {
-	s := &Server{Rooms: r, mux: http.NewServeMux()}
+	s := &Server{Rooms: r}
 	for _, rt := range s.routes() {
-		s.mux.HandleFunc(rt.method+" "+rt.path, s.handle(rt.do))
+		s.table = append(s.table, entry{rt, parsePattern(rt.path), s.handle(rt.do)})
 	}
 	return s
 }
@@ -125,58 +125,63 @@ type handler func(c *call) error
 
 type versionKey struct{}
 
-// ServeHTTP checks and strips the version, then routes.
+// ServeHTTP finds the route, then checks the version that its path begins
+// with: as in Docker an unknown path is 404 whatever its version is, and so is a
+// wrong method.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Server", "Proa/"+serverVersion()+" ("+runtime.GOOS+")")
 	h.Set("Api-Version", MaxVersion)
 	h.Set("Ostype", runtime.GOOS)
 	h.Set("Docker-Experimental", "false")
-	minor := minorOf(MaxVersion)
-	path := r.URL.Path
-	if rest, ok := strings.CutPrefix(path, "/v1."); ok {
-		num, tail, _ := strings.Cut(rest, "/")
-		if n, err := strconv.Atoi(num); err == nil {
-			if n < minorOf(MinVersion) {
-				writeError(w, http.StatusBadRequest, fmt.Sprintf("client version 1.%d is too old. Minimum supported API version is %s, please upgrade your client to a newer version", n, MinVersion), 0)
-				return
-			}
-			if n > minor {
-				writeError(w, http.StatusBadRequest, fmt.Sprintf("client version 1.%d is too new. Maximum supported API version is %s", n, MaxVersion), 0)
-				return
-			}
-			minor = n
-			r2 := r.Clone(context.WithValue(r.Context(), versionKey{}, minor))
-			r2.URL.Path = "/" + tail
-			r2.URL.RawPath = ""
-			r = r2
-		}
-	}
-	if _, pattern := s.mux.Handler(r); pattern == "" {
-		s.unknown(w, r)
+	if p := clean(r.URL.Path); p != r.URL.Path {
+		u := *r.URL
+		u.Path, u.RawPath = p, ""
+		h.Set("Location", u.String())
+		w.WriteHeader(http.StatusMovedPermanently)
 		return
 	}
-	s.mux.ServeHTTP(w, r)
+	version, rest := cutVersion(r.URL.Path)
+	route := s.find(r, rest)
+	if route == nil {
+		writeError(w, http.StatusNotFound, "page not found", 0)
+		return
+	}
+	minor, err := servedMinor(version)
+	if err == nil && minor < route.since {
+		err = bad("%s %s requires minimum API version 1.%d", route.method, route.path, route.since)
+	}
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err.Error(), 0)
+		return
+	}
+	if version != "" {
+		r2 := r.WithContext(context.WithValue(r.Context(), versionKey{}, minor))
+		u := *r.URL
+		u.Path, u.RawPath = rest, ""
+		r2.URL = &u
+		r = r2
+	}
+	route.serve(w, r)
 }
 
-// unknown answers as Docker does: 501 for what Docker's API has and this
-// engine has not, 405 for a wrong method, 404 for the rest.
-func (s *Server) unknown(w http.ResponseWriter, r *http.Request) {
-	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodDelete, http.MethodPut, http.MethodHead} {
-		probe := *r
-		probe.Method = m
-		if _, pattern := s.mux.Handler(&probe); pattern != "" {
-			writeError(w, http.StatusMethodNotAllowed, fmt.Sprintf("method %s is not allowed for %s", r.Method, r.URL.Path), 0)
-			return
-		}
+// servedMinor reads the version of a path, "" for the newest, and refuses what
+// is older or newer than what is served.
+func servedMinor(version string) (int, error) {
+	if version == "" {
+		return minorOf(MaxVersion), nil
 	}
-	for _, p := range notServed {
-		if strings.HasPrefix(r.URL.Path, p) {
-			writeError(w, http.StatusNotImplemented, fmt.Sprintf("%s %s is not implemented by this engine", r.Method, r.URL.Path), 0)
-			return
-		}
+	major, rest, _ := strings.Cut(version, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	x, _ := strconv.Atoi(major)
+	y, _ := strconv.Atoi(minor)
+	switch {
+	case x < 1 || x == 1 && y < minorOf(MinVersion):
+		return 0, bad("client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", version, MinVersion)
+	case x > 1 || y > minorOf(MaxVersion):
+		return 0, bad("client version %s is too new. Maximum supported API version is %s", version, MaxVersion)
 	}
-	writeError(w, http.StatusNotFound, "page not found", 0)
+	return y, nil
 }
 
 func minorOf(v string) int {
@@ -206,7 +211,7 @@ func (s *Server) handle(do handler) http.HandlerFunc {
 			w.WriteHeader(status)
 			return
 		}
-		if status >= 500 {
+		if status == http.StatusInternalServerError {
 			s.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 		}
 		writeError(w, status, failure.Words(err), code)

@@ -34,8 +34,11 @@ func TestVersionsAndUnknownRoutes(t *testing.T) {
 		{"GET", "/nowhere", 404, "page not found"},
 		{"GET", "/v1.50/nowhere", 404, "page not found"},
 		{"POST", "/v1.50/swarm/init", 501, "not implemented by this engine"},
-		{"GET", "/containers/x/checkpoints", 501, "not implemented by this engine"},
-		{"POST", "/_ping", 405, "not allowed"},
+		{"POST", "/_ping", 404, "page not found"},
+		{"GET", "/v1.99/nowhere", 404, "page not found"},
+		{"GET", "/v2.0/info", 400, "client version 2.0 is too new. Maximum supported API version is 1.56"},
+		{"GET", "/v1/info", 400, "client version 1 is too old"},
+		{"GET", "/v1.24/secrets", 400, "requires minimum API version 1.25"},
 	} {
 		req, err := http.NewRequest(c.method, srv.URL+c.path, nil)
 		if err != nil {

@@ -145,7 +145,7 @@ func (s *Server) containerRestart(c *call) error {
 
 func (s *Server) containerKill(c *call) error {
 	if err := s.Engine.Kill(c.Context(), c.PathValue("id"), c.query("signal")); err != nil {
-		return err
+		return fmt.Errorf("cannot kill container: %s: %w", c.PathValue("id"), err)
 	}
 	return c.noContent()
 }

@@ -270,34 +270,11 @@ func imageSummary(u image.ImageUsage) imagetypes.Summary {
 	}
 }
 
-// imageGet serves json, history and get below a name.
-func (s *Server) imageGet(c *call) error {
-	name := c.PathValue("name")
-	cut := strings.LastIndex(name, "/")
-	if cut < 0 {
-		return &notServedError{c.Method, c.URL.Path}
-	}
-	ref, verb := name[:cut], name[cut+1:]
-	switch verb {
-	case "json":
-		return s.imageInspect(c, ref)
-	case "history":
-		return s.imageHistory(c, ref)
-	case "get":
-		return s.save(c, []string{ref})
-	}
-	return &notServedError{c.Method, c.URL.Path}
-}
+// imageSaveOne is imageSave of the name in the path.
+func (s *Server) imageSaveOne(c *call, ref string) error { return s.save(c, []string{ref}) }
 
-// imagePost serves tag and push below a name.
-func (s *Server) imagePost(c *call) error {
-	if ref, ok := strings.CutSuffix(c.PathValue("name"), "/push"); ok {
-		return s.imagePush(c, ref)
-	}
-	ref, ok := strings.CutSuffix(c.PathValue("name"), "/tag")
-	if !ok {
-		return &notServedError{c.Method, c.URL.Path}
-	}
+// imageTag gives an image one more name.
+func (s *Server) imageTag(c *call, ref string) error {
 	target := c.query("repo")
 	if tag := c.query("tag"); tag != "" {
 		target += ":" + tag

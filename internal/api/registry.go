@@ -235,11 +235,7 @@ func (s *Server) auth(c *call) error {
 
 // distribution serves GET /distribution/{name}/json: what a registry has,
 // without pulling it.
-func (s *Server) distribution(c *call) error {
-	name, ok := strings.CutSuffix(c.PathValue("name"), "/json")
-	if !ok {
-		return &notServedError{c.Method, c.URL.Path}
-	}
+func (s *Server) distribution(c *call, name string) error {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
 		return bad("invalid reference %q: %w", name, err)

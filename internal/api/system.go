@@ -23,14 +23,6 @@ import (
 
 func serverVersion() string { return version.Version }
 
-// notServedError is a route of Docker's API that this engine does not have.
-type notServedError struct{ method, path string }
-
-func (n *notServedError) Error() string {
-	return fmt.Sprintf("%s %s is not implemented by this engine", n.method, n.path)
-}
-func (n *notServedError) Unwrap() error { return errdefs.ErrNotImplemented }
-
 func (s *Server) ping(c *call) error {
 	h := c.Header()
 	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
@@ -277,4 +269,29 @@ func (s *Server) networkInspect(c *call) error {
 		return c.reply(http.StatusOK, n)
 	}
 	return fmt.Errorf("network %s not found: %w", name, errdefs.ErrNotFound)
+}
+
+// networkRemove refuses to remove the three networks that there are.
+func (s *Server) networkRemove(c *call) error {
+	name := c.PathValue("name")
+	for _, n := range s.networks() {
+		if n.Name == name || n.ID == name {
+			return &refusal{errdefs.ErrPermissionDenied, n.Name + " is a pre-defined network and cannot be removed"}
+		}
+	}
+	return fmt.Errorf("network %s not found: %w", name, errdefs.ErrNotFound)
+}
+
+// networkPrune removes nothing: networks of users' own are not served yet.
+func (s *Server) networkPrune(c *call) error {
+	f, err := c.filters()
+	if err != nil {
+		return err
+	}
+	for k := range f {
+		if k != "label" && k != "label!" && k != "until" {
+			return bad("invalid filter '%s'", k)
+		}
+	}
+	return c.reply(http.StatusOK, network.PruneReport{})
 }

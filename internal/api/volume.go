@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	volumetypes "github.com/moby/moby/api/types/volume"
 
 	"proa/internal/volume"
@@ -94,6 +95,11 @@ func (s *Server) volumeInspect(c *call) error {
 		return err
 	}
 	return c.reply(http.StatusOK, volumeShape(v))
+}
+
+// volumeUpdate is for volumes of a swarm.
+func (s *Server) volumeUpdate(*call) error {
+	return &refusal{errdefs.ErrUnavailable, "volume update only valid for cluster volumes, but swarm is unavailable"}
 }
 
 func (s *Server) volumeRemove(c *call) error {

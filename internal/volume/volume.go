@@ -273,7 +273,7 @@ func (s *Store) Get(ctx context.Context, name string) (*Volume, error) {
 }
 
 func noVolume(name string) error {
-	return fmt.Errorf("get %s: no such volume: %w", name, errdefs.ErrNotFound)
+	return fmt.Errorf("%s: no such volume: %w", strings.TrimSpace("get "+name), errdefs.ErrNotFound)
 }
 
 // List gives all volumes by name.
