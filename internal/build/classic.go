@@ -332,7 +332,7 @@ func (c *classic) solve(ctx context.Context, req *request, r *http.Request, s *s
 			return err
 		}
 		defer files.Close()
-		req.opt.LocalMounts = map[string]fsutil.FS{"context": files, "dockerfile": files}
+		req.opt.LocalMounts, req.opt.SharedKey = map[string]fsutil.FS{"context": files, "dockerfile": files}, files.SharedKey()
 	}
 	req.opt.Session = []session.Attachable{authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{AuthConfigProvider: req.auth})}
 	status := make(chan *client.SolveStatus)

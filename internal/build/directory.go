@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -40,6 +41,9 @@ const (
 	// directoryKey is the name under which BuildKit's own source finds the
 	// record that a directory was transferred to last: it stays valid.
 	directoryKey = "local.sharedKey"
+	// exactKey is set where each file of a finished transfer had a time that
+	// tells its content: see exactTime.
+	exactKey = "proa.exact-times"
 	// filesKey is the sum of what a finished transfer brought. It is at the record that nobody can write to: BuildKit removes
 	// that, and this with it, before files are changed below it.
 	filesKey = "proa.files"
@@ -225,8 +229,12 @@ func (d *directory) transfer(ctx context.Context, stream filesync.FileSync_DiffC
 	if err := into.ClearValueAndIndex(directoryKey, directoryKey+":"); err != nil {
 		return nil, err
 	}
+	exact := into.GetString(exactKey) != ""
+	if err := into.SetString(exactKey, "", ""); err != nil {
+		return nil, err
+	}
 	heard := &heard{FileSync_DiffCopyClient: stream}
-	sums, err := d.receive(ctx, heard, into, said)
+	sums, err := d.receive(ctx, heard, into, exact, said)
 	if err != nil {
 		return nil, err
 	}
@@ -236,6 +244,11 @@ func (d *directory) transfer(ctx context.Context, stream filesync.FileSync_DiffC
 	if err := contenthash.SetCacheContext(ctx, into, sums); err != nil {
 		return nil, err
 	}
+	if !heard.inexact {
+		if err := into.SetString(exactKey, "1", ""); err != nil {
+			return nil, err
+		}
+	}
 	if err := into.SetString(directoryKey, key, directoryKey+":"+key); err != nil {
 		return nil, err
 	}
@@ -243,7 +256,7 @@ func (d *directory) transfer(ctx context.Context, stream filesync.FileSync_DiffC
 	if err != nil {
 		return nil, err
 	}
-	if heard.whole() && d.id.Differ == fsutil.DiffMetadata {
+	if heard.whole() && !heard.inexact && d.id.Differ == fsutil.DiffMetadata {
 		sum := heard.sum.String()
 		if err := ref.SetString(filesKey, sum, index+sum); err != nil {
 			bklog.G(ctx).Warnf("the next build will compare every file: %v", err)
@@ -267,8 +280,9 @@ func (d *directory) last(ctx context.Context, key string) (cache.MutableRef, err
 	return d.records.New(ctx, nil, nil, cache.CachePolicyRetain, cache.WithRecordType(client.UsageRecordTypeLocalSource), cache.WithDescription("local source for "+d.id.Name))
 }
 
-// receive writes the files and gives their checksums.
-func (d *directory) receive(ctx context.Context, stream *heard, into cache.MutableRef, said *moving) (_ contenthash.CacheContext, err error) {
+// receive writes the files and gives their checksums. Where exact is false, the
+// files that are there include some whose times do not tell their content.
+func (d *directory) receive(ctx context.Context, stream *heard, into cache.MutableRef, exact bool, said *moving) (_ contenthash.CacheContext, err error) {
 	mount, err := into.Mount(ctx, false, nil)
 	if err != nil {
 		return nil, err
@@ -292,6 +306,11 @@ func (d *directory) receive(ctx context.Context, stream *heard, into cache.Mutab
 		return nil, err
 	}
 	defer root.Close()
+	if !exact && d.id.Differ == fsutil.DiffMetadata {
+		if err := forgetInexact(ctx, root); err != nil {
+			return nil, fmt.Errorf("cannot prepare the directory of the context: %w", err)
+		}
+	}
 	opt := fsutil.ReceiveOpt{
 		NotifyHashed:  sums.HandleChange,
 		ContentHasher: contenthash.NewFromStat,
@@ -316,6 +335,33 @@ func (d *directory) receive(ctx context.Context, stream *heard, into cache.Mutab
 	return sums, nil
 }
 
+// exactTime reports whether a file's modification time, in ns, tells its
+// content together with its size. A kernel sets times in ns; a time in whole
+// milliseconds comes from an archive, a tool that resets times (SOURCE_DATE_EPOCH,
+// touch -d, rsync, a cache of a CI) or a file system of coarse times, and files of
+// the same size then share it whatever they hold.
+func exactTime(ns int64) bool { return ns%int64(time.Millisecond) != 0 }
+
+// forgetInexact changes the time of each file whose time does not tell its
+// content, so that the comparison by metadata asks the client for it. The
+// transfer sets the client's time again.
+func forgetInexact(ctx context.Context, root *os.Root) error {
+	return fs.WalkDir(root.FS(), ".", func(p string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return errors.Join(err, ctx.Err())
+		}
+		st, err := e.Info()
+		if err != nil {
+			return err
+		}
+		at := st.ModTime()
+		if exactTime(at.UnixNano()) {
+			return nil
+		}
+		return root.Chtimes(p, at, at.Add(time.Nanosecond))
+	})
+}
+
 // heard is a stream that adds up what a client tells of files, and sees whether
 // those that it sends are as long as it said: a file that cannot be read is sent
 // as an empty one by fsutil, and must not be taken for the real one for ever.
@@ -326,6 +372,8 @@ type heard struct {
 	left  []int64 // bytes of each file that have not come
 	ended bool    // the walk came to its end
 	short bool    // a file had other than its bytes
+	// inexact is set where the time of a file does not tell its content.
+	inexact bool
 }
 
 // whole reports whether all that was told of came as it was told.
@@ -342,6 +390,9 @@ func (h *heard) RecvMsg(m any) error {
 		h.ended = true
 	case p.Type == types.PACKET_STAT:
 		h.left = append(h.left, p.Stat.Size)
+		if os.FileMode(p.Stat.Mode).IsRegular() && p.Stat.Size > 0 && !exactTime(p.Stat.ModTime) {
+			h.inexact = true
+		}
 		if err := h.sum.Add(p.Stat); err != nil {
 			return err
 		}

@@ -175,6 +175,7 @@ func (s *source) stdin(ctx context.Context, in *os.File, f *buildFlags) error {
 	}
 	s.closers = append(s.closers, files)
 	s.files, s.mounts["context"], s.mounts["dockerfile"] = files, files, files
+	s.key = files.SharedKey()
 	if f.file != "" {
 		s.attrs["filename"] = f.file
 	}

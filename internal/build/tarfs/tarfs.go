@@ -11,6 +11,8 @@ import (
 	"compress/bzip2"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -42,6 +44,7 @@ const (
 type FS struct {
 	spool *os.File
 	root  *node
+	sum   string // of the archive's bytes, unpacked
 	count int
 	words int // bytes
 }
@@ -141,6 +144,8 @@ func Read(ctx context.Context, r io.Reader, dir string) (_ *FS, err error) {
 		return nil, fmt.Errorf("cannot read the build context: %w", err)
 	}
 	out := bufio.NewWriterSize(spool, 256<<10)
+	sum := sha256.New()
+	src = io.TeeReader(src, sum)
 	var at int64
 	for t := tar.NewReader(src); ; {
 		if err := ctx.Err(); err != nil {
@@ -173,8 +178,14 @@ func Read(ctx context.Context, r io.Reader, dir string) (_ *FS, err error) {
 	if err := out.Flush(); err != nil {
 		return nil, fmt.Errorf("cannot keep the build context: %w", err)
 	}
+	f.sum = hex.EncodeToString(sum.Sum(nil))
 	return f, nil
 }
+
+// SharedKey is the key under which a builder keeps the archive's files between
+// builds: two archives share it only if all their bytes are the same. Without
+// one, an archive would be compared by size and time with the files of another.
+func (f *FS) SharedKey() string { return "tar:" + f.sum }
 
 // clean makes a name of an archive relative and plain; "" is the root.
 func clean(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }

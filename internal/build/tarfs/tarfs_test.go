@@ -280,3 +280,22 @@ func TestHoleEndsWithTheRequest(t *testing.T) {
 		t.Error("it goes on")
 	}
 }
+
+// C1: a builder keeps the files of two archives apart unless all their bytes
+// are the same.
+func TestFaultC1SharedKey(t *testing.T) {
+	key := func(text string) string {
+		f, err := File("f", []byte(text), t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		return f.SharedKey()
+	}
+	if key("1.0.1") == key("1.0.2") {
+		t.Error("two archives that differ in a file of equal size and time share their files")
+	}
+	if key("1.0.1") != key("1.0.1") {
+		t.Error("one archive has two keys")
+	}
+}
