@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"proa/internal/rootfs"
 )
 
 // guestTar passes on a tar stream of the files at a path that a guest writes.
@@ -36,8 +38,8 @@ func guestTar(ctx context.Context, asked string, out io.Writer, guest func(io.Wr
 const maxTail = 1 << 20
 
 func copyAsked(ctx context.Context, asked string, r io.Reader, out io.Writer) error {
-	base := path.Base(path.Join("/", asked))
-	all := base == "/" || asked == "." || strings.HasSuffix(asked, "/.")
+	base := rootfs.EntryBase(asked)
+	all := base == "" || base == "."
 	tw := tar.NewWriter(out)
 	for tr := tar.NewReader(r); ; {
 		if ctx.Err() != nil {

@@ -12,15 +12,11 @@ import (
 
 // Get writes a file, or a directory with all below it, as a tar stream. The
 // entries begin with the last part of the path, as Docker's do: "/etc" gives
-// "etc/passwd", "/etc/." gives "./passwd", "/" gives "/bin". Links are kept as
+// "etc/passwd", "/etc/." gives "./passwd", "/" gives "/bin", "/." gives "./bin". Links are kept as
 // they are, mounts are gone into, sockets are left out. What changes meanwhile
 // leaves the stream whole.
 func (t *Tree) Get(ctx context.Context, name string, w io.Writer) error {
-	base := path.Base(absolute(name))
-	if base == "/" {
-		base = ""
-	}
-	return t.GetAs(ctx, name, base, w)
+	return t.GetAs(ctx, name, EntryBase(name), w)
 }
 
 // GetAs is Get of what has another name in the stream.

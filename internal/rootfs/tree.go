@@ -178,14 +178,30 @@ func (t *Tree) Stat(name string) (*Stat, error) {
 func absolute(name string) string {
 	clean := path.Join("/", name)
 	switch {
+	case name != "" && path.Base(name) == ".": // ".", "./", "a/.", "a/./"
+		clean = strings.TrimSuffix(clean, "/") + "/."
 	case clean == "/":
 	case strings.HasSuffix(name, "/"):
 		clean += "/"
-	case name == "." || strings.HasSuffix(name, "/."):
-		clean += "/."
 	}
 	return clean
 }
+
+// EntryBase is the name that the first entry of the archive of a path has, as
+// in Docker: "etc" for "/etc", "." wherever the path ends in a dot, and "" for
+// the root, whose entries begin with a slash.
+func EntryBase(name string) string {
+	base := path.Base(absolute(name))
+	if base == "/" {
+		return ""
+	}
+	return base
+}
+
+// Resolve gives the path that a path leads to in the end, with all symbolic
+// links followed inside, as far as it exists. It is good for a message or a
+// decision about mounts; files are opened by descriptor.
+func (t *Tree) Resolve(name string) string { return t.follow(absolute(name)) }
 
 // pin opens what a path inside names.
 func (t *Tree) pin(name string) (*pinned, error) {
