@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 
 	"proa/internal/isolation"
@@ -45,7 +46,7 @@ func (e *Engine) Files(ctx context.Context, ref string, r *rootfs.Request, in io
 		return err
 	}
 	c := b.snap.Load()
-	if r.Op == rootfs.OpPut {
+	if r.Op == rootfs.OpPut && c.Kind == isolation.VM { // nothing but tmpfs is mounted there
 		if err := mayPut(c, r.Path); err != nil {
 			return err
 		}
@@ -64,21 +65,37 @@ func (e *Engine) Files(ctx context.Context, ref string, r *rootfs.Request, in io
 	return err
 }
 
-// mayPut refuses, in Docker's words, what a container may not be given.
+// mayPut refuses, in Docker's words, what a container may not be given. The
+// target has no symbolic links any more: it lies in the innermost mount above it.
 func mayPut(c *Container, target string) error {
 	target = path.Join("/", target)
-	for _, m := range c.Mounts {
-		if m.Type != mount.TypeTmpfs && (target == m.Destination || strings.HasPrefix(target, m.Destination+"/")) {
-			if !m.RW {
-				return invalid("mounted volume is marked read-only")
-			}
-			return nil
+	var in *container.MountPoint
+	for i, m := range c.Mounts {
+		above := target == m.Destination || strings.HasPrefix(target, m.Destination+"/")
+		if m.Type != mount.TypeTmpfs && above && (in == nil || len(m.Destination) > len(in.Destination)) {
+			in = &c.Mounts[i]
 		}
 	}
-	if c.Host.ReadonlyRootfs {
+	switch {
+	case in != nil && !in.RW:
+		return invalid("mounted volume is marked read-only")
+	case in == nil && c.Host.ReadonlyRootfs:
 		return invalid("container rootfs is marked read-only")
 	}
 	return nil
+}
+
+// servePut carries out a request in a view of the container's mounts. A
+// directory is written to only if the mount that it resolves to may be.
+func servePut(ctx context.Context, c *Container, t *rootfs.Tree, r *rootfs.Request, in io.Reader, out io.Writer) error {
+	if r.Op == rootfs.OpPut {
+		if _, err := t.Stat(r.Path + "/."); err == nil { // what is no directory has an error of its own
+			if err := mayPut(c, t.Resolve(r.Path)); err != nil {
+				return err
+			}
+		}
+	}
+	return t.Serve(ctx, r, in, out)
 }
 
 func (e *Engine) files(ctx context.Context, b *box, r *rootfs.Request, in io.Reader, out io.Writer) error {
@@ -177,7 +194,7 @@ func (e *Engine) liveFiles(ctx context.Context, b *box, sh *shim.Shim, r *rootfs
 			}
 		}
 		return nil
-	}, func() error { return t.Serve(ctx, r, in, out) })
+	}, func() error { return servePut(ctx, b.snap.Load(), t, r, in, out) })
 }
 
 // viewDir is where each view is mounted, in a namespace of its own; in the
@@ -260,7 +277,14 @@ func (e *Engine) restingFiles(ctx context.Context, b *box, r *rootfs.Request, in
 		t.Bare = root
 		return t.Serve(ctx, r, in, out)
 	}
-	return e.inView(root, t, func() error { return e.attachPlans(ctx, &rec, t.Root) }, func() error { return t.Serve(ctx, r, in, out) })
+	return e.inView(root, t, func() error {
+		if err := e.attachPlans(ctx, &rec, t.Root); err != nil || !rec.Host.ReadonlyRootfs {
+			return err
+		}
+		// A link in a volume may change between a look and a write, so the
+		// kernel refuses as well.
+		return sys.SetMountAttr(t.Root, sys.MountReadonly, 0, false)
+	}, func() error { return servePut(ctx, b.snap.Load(), t, r, in, out) })
 }
 
 // attachPlans mounts the volumes and binds of a container that does not run

@@ -74,7 +74,9 @@ func planMounts(c *container.Config, h *container.HostConfig, vm bool, from func
 				continue
 			}
 			p.Readonly = p.Readonly || mode == "ro"
-			p.Anonymous = false // it belongs to the other container
+			// Nothing of this image is copied into what another container has. An
+			// anonymous volume goes with the last container that has it.
+			p.NoCopy = true
 			byTarget[p.Target], inherited[p.Target] = p, true
 		}
 	}

@@ -98,7 +98,7 @@ func TestVolumesFrom(t *testing.T) {
 	if p := plans[0]; p.Target != "/b" || p.Source != "/mine" || p.Readonly {
 		t.Errorf("a bind of one's own does not win: %+v", p)
 	}
-	if p := plans[1]; !p.Readonly || p.Anonymous {
+	if p := plans[1]; !p.Readonly || !p.NoCopy || !p.Anonymous { // it goes with the last container that has it
 		t.Errorf("the other's volume: %+v", p)
 	}
 }

@@ -80,7 +80,7 @@ func buildSpec(r *record, p parts) (*isolation.Spec, error) {
 		},
 		Init:      h.Init != nil && *h.Init && !h.PidMode.IsContainer(), // as Docker: somebody else is process 1 there
 		Root:      isolation.Root{Image: p.root, Upper: p.upper, Readonly: h.ReadonlyRootfs, Volatile: h.AutoRemove},
-		Mounts:    slices.Concat(shm(r, p.shm), p.mounts),
+		Mounts:    p.mounts,
 		Devices:   p.devices,
 		Resources: resourcesOf(h, p.parent),
 		Network:   p.network,
@@ -90,6 +90,10 @@ func buildSpec(r *record, p parts) (*isolation.Spec, error) {
 
 		MaskedPaths: h.MaskedPaths, ReadonlyPaths: h.ReadonlyPaths,
 	}
+	for _, m := range shm(r, p.shm) {
+		s.Mounts = isolation.InsertMount(s.Mounts, m, func(m isolation.Mount) string { return m.Target })
+	}
+	s.Network.FixedFiles = s.Network.FixedFiles || h.ReadonlyRootfs // /etc/hosts and its like, as Docker does
 	if vm {
 		return s, nil
 	}

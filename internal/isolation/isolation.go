@@ -24,6 +24,9 @@ import (
 	"context"
 	"io"
 	"os"
+	"path"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -160,7 +163,7 @@ type Mount struct {
 	Idmap    bool   `json:"idmap,omitempty"`
 	InMemory bool   `json:"inMemory,omitempty"` // copy
 	Size     int64  `json:"size,omitempty"`     // tmpfs: bytes; 0 is the kernel's default of half the memory
-	Mode     uint32 `json:"mode,omitempty"`     // tmpfs: permission bits; 0 means 01777
+	Mode     uint32 `json:"mode,omitempty"`     // tmpfs: permission bits; 0 means those of the directory at Target, 01777 where there is none
 	Options  string `json:"options,omitempty"`  // tmpfs: further options, comma separated ("noexec,nosuid,uid=1000")
 	// CopyUp asks that a new, empty volume is filled from the image's directory
 	// at Target, owner and mode included, before the user's process starts.
@@ -202,6 +205,19 @@ const (
 	NetworkHost   NetworkMode = "host"   // the host's own; a VM refuses it
 	NetworkBridge NetworkMode = "bridge" // one NIC on a bridge
 )
+
+// InsertMount adds m to mounts that are in the order of their attachment: behind
+// the last one that lies above its target, which would hide it, and before all
+// others.
+func InsertMount[M any](mounts []M, m M, target func(M) string) []M {
+	place, to := 0, path.Clean(target(m))
+	for i, o := range mounts {
+		if strings.HasPrefix(to, strings.TrimSuffix(path.Clean(target(o)), "/")+"/") {
+			place = i + 1
+		}
+	}
+	return slices.Insert(slices.Clone(mounts), place, m)
+}
 
 // Network is what the instance sees of it. For a container the engine plugs
 // the NIC into the created network namespace between Create and Start; a VM

@@ -198,6 +198,29 @@ func MakeDir(dir *os.File, name string, mode uint32) error {
 	return nil
 }
 
+// CopyMode gives the root of a mount that is attached nowhere the permission
+// bits of an open file, also where the mount is read-only.
+func CopyMode(from, mount *os.File) error {
+	var st unix.Stat_t
+	err := unix.Fstat(RawFD(from), &st)
+	if err == nil {
+		err = unix.Fchmodat(RawFD(mount), ".", st.Mode&0o7777, 0)
+	}
+	if err == unix.EROFS {
+		if err := SetMountAttr(mount, 0, MountReadonly, false); err != nil {
+			return err
+		}
+		err = unix.Fchmodat(RawFD(mount), ".", st.Mode&0o7777, 0)
+		if err := SetMountAttr(mount, MountReadonly, 0, false); err != nil {
+			return err
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot copy the mode of %q: %w", from.Name(), err)
+	}
+	return nil
+}
+
 // MakeLink makes the symbolic link name directly below dir.
 func MakeLink(dir *os.File, name, to string) error {
 	if err := unix.Symlinkat(to, RawFD(dir), name); err != nil {

@@ -265,7 +265,7 @@ func (c *instance) cloneSources(userns *os.File) (out []source, err error) {
 			out = append(out, source{})
 			continue
 		}
-		mount, err := cloneSource(b)
+		mount, err := cloneSource(&b.Mount)
 		if err != nil {
 			return out, fmt.Errorf("cannot mount %q: %w", b.Origin, err)
 		}
@@ -276,7 +276,7 @@ func (c *instance) cloneSources(userns *os.File) (out []source, err error) {
 		}
 		if userns != nil && b.Idmap {
 			err := sys.Idmap(mount, userns, !b.NonRecursive)
-			if own := i < len(c.binds)-len(c.spec.Mounts); own && errors.Is(err, syscall.EINVAL) {
+			if b.index < 0 && errors.Is(err, syscall.EINVAL) {
 				// A file of the engine's on a tmpfs before Linux 6.3. Nobody else
 				// owns it, so it can simply be given to the container's root.
 				err = sys.Chown(mount, c.hostUID(0), c.hostGID(0))
@@ -343,10 +343,22 @@ func copyUp(root *os.File, target string, volume *os.File) error {
 	return sys.CopyTree(from, to)
 }
 
-// wanted are the mounts of the spec with the network's files in front, unless
-// the user mounts something there.
-func wanted(s *isolation.Spec) []isolation.Mount {
-	var out []isolation.Mount
+// bind is one mount to attach below the root.
+type bind struct {
+	isolation.Mount
+	index int // in Spec.Mounts; -1: a file or directory that every container has
+}
+
+// wanted are the mounts of the spec, and among them the network's files and
+// /dev/shm unless the user mounts something there: behind what would hide them.
+func wanted(s *isolation.Spec) []bind {
+	var out []bind
+	for i, m := range s.Mounts {
+		out = append(out, bind{m, i})
+	}
+	add := func(m isolation.Mount) {
+		out = isolation.InsertMount(out, bind{m, -1}, func(b bind) string { return b.Target })
+	}
 	has := func(target string) bool {
 		return slices.ContainsFunc(s.Mounts, func(m isolation.Mount) bool { return path.Clean(m.Target) == target })
 	}
@@ -355,13 +367,13 @@ func wanted(s *isolation.Spec) []isolation.Mount {
 		{"/etc/resolv.conf", s.Network.ResolvConf}, {"/etc/hosts", s.Network.Hosts}, {"/etc/hostname", s.Network.HostsName},
 	} {
 		if f.origin != "" && !has(f.target) {
-			out = append(out, isolation.Mount{Type: isolation.MountBind, Origin: f.origin, Target: f.target, Idmap: shifted, NonRecursive: true, Readonly: s.Network.FixedFiles})
+			add(isolation.Mount{Type: isolation.MountBind, Origin: f.origin, Target: f.target, Idmap: shifted, NonRecursive: true, Readonly: s.Network.FixedFiles})
 		}
 	}
 	if !s.Namespaces.IPC && s.Namespaces.Join["ipc"] == 0 && !has("/dev/shm") {
-		out = append(out, isolation.Mount{Type: isolation.MountBind, Origin: "/dev/shm", Target: "/dev/shm", NonRecursive: true})
+		add(isolation.Mount{Type: isolation.MountBind, Origin: "/dev/shm", Target: "/dev/shm", NonRecursive: true})
 	}
-	return append(out, s.Mounts...)
+	return out
 }
 
 // attachStandard attaches /proc, /sys and /dev. They must be plain directories
@@ -413,12 +425,11 @@ var procTargets = map[string]bool{
 // attachWanted attaches binds and tmpfs in their order. Each target is resolved
 // inside, after the mounts before it, and attached by descriptor (CVE-2021-30465).
 func (c *instance) attachWanted(sources []source, m made) error {
-	first := len(c.binds) - len(c.spec.Mounts)
 	for i := range c.binds {
 		b := &c.binds[i]
 		src := sources[i]
 		if b.Type == isolation.MountTmpfs {
-			mount, err := c.program.Take(m.tmpfs[i-first], "tmpfs")
+			mount, err := c.program.Take(m.tmpfs[b.index], "tmpfs")
 			if err != nil {
 				return err
 			}
@@ -430,7 +441,12 @@ func (c *instance) attachWanted(sources []source, m made) error {
 		if err != nil {
 			return fmt.Errorf("cannot mount %q: %w", b.Origin, err)
 		}
-		err = c.attachOne(b, src, at)
+		if b.Type == isolation.MountTmpfs && b.Mode == 0 && len(stubs) == 0 {
+			if err := sys.CopyMode(at, src.mount); err != nil {
+				return fmt.Errorf("cannot give the tmpfs at %q the mode of its directory: %w", b.Target, err)
+			}
+		}
+		err = c.attachOne(&b.Mount, src, at)
 		_ = at.Close()
 		if err != nil {
 			return err

@@ -21,8 +21,8 @@ import (
 type instance struct {
 	driver  *Driver
 	spec    *isolation.Spec
-	binds   []isolation.Mount // the network's files and the spec's mounts
-	child   *sys.Child        // the first process
+	binds   []bind     // the network's files and the spec's mounts
+	child   *sys.Child // the first process
 	program *sys.Program
 	made    made // by the program
 	group   *cgroup.Group

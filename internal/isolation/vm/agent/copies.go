@@ -99,7 +99,7 @@ func (r *room) attach() error {
 			return err
 		}
 	}
-	return nil
+	return r.showFiles() // last, so that no mount above hides them
 }
 
 // copied mounts what the host put into a place.

@@ -142,33 +142,57 @@ func (r *room) placeFile(files *os.File, at, text string) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	for _, root := range []*os.File{r.root, r.view} {
-		if err := r.attachClone(files, name, root, at); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// attachClone shows one file of a directory at a path below root as well.
-func (r *room) attachClone(files *os.File, name string, root *os.File, at string) error {
-	mount, err := sys.CloneTree(files, name, false)
+	clone, err := r.cloneFile(files, name)
 	if err != nil {
 		return err
 	}
-	defer mount.Close()
-	if r.fixed {
-		if err := sys.SetMountAttr(mount, sys.MountReadonly, 0, false); err != nil {
-			return err
-		}
+	r.files = append(r.files, placedFile{at, clone})
+	shown, err := r.cloneFile(files, name)
+	if err != nil {
+		return err
 	}
-	target, made, err := sys.MakeTarget(root, at, false)
+	defer shown.Close()
+	return r.showFile(r.view, placedFile{at, shown})
+}
+
+// placedFile is one of the engine's small files, not attached yet.
+type placedFile struct {
+	at    string
+	mount *os.File
+}
+
+// cloneFile makes a mount of one file, read-only where they all are.
+func (r *room) cloneFile(files *os.File, name string) (*os.File, error) {
+	mount, err := sys.CloneTree(files, name, false)
+	if err == nil && r.fixed {
+		err = sys.SetMountAttr(mount, sys.MountReadonly, 0, false)
+	}
+	return mount, err
+}
+
+// showFile attaches a file below root.
+func (r *room) showFile(root *os.File, f placedFile) error {
+	target, made, err := sys.MakeTarget(root, f.at, false)
 	r.stubs.note(made)
 	if err != nil {
 		return err
 	}
 	defer target.Close()
-	return sys.AttachTo(mount, target)
+	return sys.AttachTo(f.mount, target)
+}
+
+// showFiles attaches the engine's small files below the root, once.
+func (r *room) showFiles() error {
+	files := r.files
+	r.files = nil
+	for _, f := range files {
+		err := r.showFile(r.root, f)
+		f.mount.Close()
+		if err != nil {
+			return failed("mount "+f.at, err)
+		}
+	}
+	return nil
 }
 
 // hide applies masked and read-only paths; one that does not exist is no error.

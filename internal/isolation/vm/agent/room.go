@@ -40,6 +40,7 @@ type room struct {
 	fixed    bool     // the engine's small files are read-only
 
 	mounts []isolation.Mount // the user's, not attached yet
+	files  []placedFile      // the engine's, not attached yet
 	stubs  *unstubber        // nil: mount points stay
 }
 

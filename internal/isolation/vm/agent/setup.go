@@ -196,9 +196,22 @@ func setSysctls(values map[string]string) error {
 // tmpfs mounts one tmpfs of the user's.
 func (r *room) tmpfs(m *isolation.Mount) error {
 	step := "mount tmpfs at " + m.Target
+	at, made, err := sys.MakeTarget(r.root, m.Target, true)
+	r.stubs.note(made)
+	if err != nil {
+		return failed(step, err)
+	}
+	defer at.Close()
 	mode := m.Mode
-	if mode == 0 {
+	switch {
+	case mode == 0 && len(made) > 0:
 		mode = 0o1777
+	case mode == 0:
+		st, err := sys.StatFile(at)
+		if err != nil {
+			return failed(step, err)
+		}
+		mode = st.Mode & 0o7777
 	}
 	params := []sys.FSConfig{{Key: "source", Value: "tmpfs"}, {Key: "mode", Value: strconv.FormatUint(uint64(mode), 8)}}
 	if m.Size > 0 {
@@ -232,12 +245,6 @@ func (r *room) tmpfs(m *isolation.Mount) error {
 			params = append(params, sys.FSConfig{Key: key, Value: v, Flag: !strings.Contains(o, "=")})
 		}
 	}
-	at, made, err := sys.MakeTarget(r.root, m.Target, true)
-	r.stubs.note(made)
-	if err != nil {
-		return failed(step, err)
-	}
-	defer at.Close()
 	mnt, err := sys.NewFS("tmpfs", attr, params...)
 	if err != nil {
 		return failed(step, err)
