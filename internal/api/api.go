@@ -102,7 +102,7 @@ type Server struct {
 func New(r Rooms) *Server {
 	s := &Server{Rooms: r}
 	for _, rt := range s.routes() {
-		s.table = append(s.table, entry{rt, parsePattern(rt.path), s.handle(rt.do)})
+		s.table = append(s.table, entry{rt, parsePattern(rt.path), s.handle(rt)})
 	}
 	return s
 }
@@ -190,13 +190,15 @@ func minorOf(v string) int {
 }
 
 // handle runs one handler and turns its error into an answer.
-func (s *Server) handle(do handler) http.HandlerFunc {
+func (s *Server) handle(rt route) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		c := &call{ResponseWriter: w, Request: r, version: minorOf(MaxVersion)}
+		ctx, stop := outlive(r, rt.lifetime(r))
+		defer stop()
+		c := &call{ResponseWriter: w, Request: r.WithContext(ctx), version: minorOf(MaxVersion)}
 		if v, ok := r.Context().Value(versionKey{}).(int); ok {
 			c.version = v
 		}
-		err := do(c)
+		err := rt.do(c)
 		if err == nil {
 			return
 		}
@@ -308,6 +310,20 @@ func (c *call) decode(v any, optional bool) error {
 	}
 	if dec.More() {
 		return bad("cannot read the request: something follows the JSON document")
+	}
+	return rc.SetReadDeadline(noDeadline)
+}
+
+// discard reads away the body that a request declares and that nobody wants,
+// within the bounds of other bodies: what comes behind it on the connection is
+// the input of a process.
+func (c *call) discard() error {
+	rc := http.NewResponseController(c.ResponseWriter)
+	_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
+	if _, err := io.Copy(io.Discard, http.MaxBytesReader(c.ResponseWriter, c.Body, maxBody)); err != nil {
+		// The deadline stays: what is left of the body is not waited for.
+		c.Header().Set("Connection", "close")
+		return bad("cannot read the request: %w", err)
 	}
 	return rc.SetReadDeadline(noDeadline)
 }

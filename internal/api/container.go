@@ -2,7 +2,6 @@ package api
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +16,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"proa/internal/engine"
-	"proa/internal/isolation"
+	"proa/internal/failure"
 )
 
 var noDeadline time.Time
@@ -209,12 +208,15 @@ func (s *Server) containerPrune(c *call) error {
 	return c.reply(http.StatusOK, container.PruneReport{ContainersDeleted: r.Deleted, SpaceReclaimed: uint64(r.Reclaimed)})
 }
 
-// size reads h and w of a resize.
+// size reads h and w of a resize. The kernel keeps 16 bits of each.
 func size(c *call) (rows, cols uint16, err error) {
-	h, err1 := strconv.ParseUint(c.query("h"), 10, 16)
-	w, err2 := strconv.ParseUint(c.query("w"), 10, 16)
-	if err := errors.Join(err1, err2); err != nil {
-		return 0, 0, bad("cannot read the terminal's size: %w", err)
+	h, err := strconv.ParseUint(c.query("h"), 10, 32)
+	if err != nil {
+		return 0, 0, bad("invalid resize height %q: %w", c.query("h"), err)
+	}
+	w, err := strconv.ParseUint(c.query("w"), 10, 32)
+	if err != nil {
+		return 0, 0, bad("invalid resize width %q: %w", c.query("w"), err)
 	}
 	return uint16(h), uint16(w), nil
 }
@@ -236,6 +238,10 @@ func (s *Server) containerResize(c *call) error {
 // go on and start the container, and answers when the condition holds.
 func (s *Server) containerWait(c *call) error {
 	cond := container.WaitCondition(c.query("condition"))
+	early := c.version >= 30 // before, there were no conditions, and the head came with the answer
+	if !early {
+		cond = ""
+	}
 	switch cond {
 	case "":
 		cond = container.WaitConditionNotRunning
@@ -247,14 +253,17 @@ func (s *Server) containerWait(c *call) error {
 	if err != nil {
 		return err
 	}
-	c.started = true
 	c.Header().Set("Content-Type", "application/json")
-	c.WriteHeader(http.StatusOK)
-	c.flush()
+	if early {
+		c.started = true
+		c.WriteHeader(http.StatusOK)
+		c.flush()
+	}
 	r, ok := <-ch
 	if !ok {
 		return c.Context().Err()
 	}
+	c.started = true
 	out := container.WaitResponse{StatusCode: int64(r.ExitCode)}
 	if r.Error != "" {
 		out.Error = &container.WaitExitError{Message: r.Error}
@@ -262,37 +271,39 @@ func (s *Server) containerWait(c *call) error {
 	return json.NewEncoder(c).Encode(out)
 }
 
-func (s *Server) containerAttach(c *call) error {
-	o := engine.AttachOptions{
+// attachOptions reads the query of attach.
+func attachOptions(c *call) engine.AttachOptions {
+	return engine.AttachOptions{
 		Stdin: c.flag("stdin"), Stdout: c.flag("stdout"), Stderr: c.flag("stderr"),
 		Stream: c.flag("stream"), Logs: c.flag("logs"), DetachKeys: c.query("detachKeys"),
 	}
+}
+
+func (s *Server) containerAttach(c *call) error {
+	if err := c.discard(); err != nil {
+		return err
+	}
+	o := attachOptions(c)
 	at, err := s.Engine.Attach(c.Context(), c.PathValue("id"), o)
 	if err != nil {
 		return err
 	}
-	return s.carry(c, at, o.Stdin)
-}
-
-// carry joins a process to the client's connection until one of them ends.
-func (s *Server) carry(c *call, at *engine.Attachment, stdin bool) error {
-	conn, err := c.hijack(c.streamType(at.TTY()))
+	conn, err := c.hijack(at.TTY())
 	if err != nil {
 		return errors.Join(err, at.Close())
 	}
-	defer conn.Close()
+	return s.carry(c, at, conn, at.TTY(), o.Stdin)
+}
+
+// carry joins a process to the client's connection until one of them ends.
+func (s *Server) carry(c *call, at *engine.Attachment, conn *hijacked, tty, stdin bool) error {
+	defer conn.finish()
 	var in io.Reader
 	if stdin {
 		in = conn
 	}
-	var stdout, stderr io.Writer = conn, nil
-	if !at.TTY() {
-		stdout, stderr = multiplex(conn)
-	}
-	// net/http ends a request's context when it reads the end of the client's
-	// input, which here only means that nothing more is typed.
-	err = at.Run(context.WithoutCancel(c.Context()), in, stdout, stderr)
-	conn.CloseWrite()
+	stdout, stderr := conn.outputs(tty)
+	err := at.Run(c.Context(), in, stdout, stderr)
 	if errors.Is(err, io.ErrClosedPipe) || c.Context().Err() != nil {
 		return nil
 	}
@@ -443,6 +454,9 @@ func (s *Server) execCreate(c *call) error {
 	if len(r.Cmd) == 0 {
 		return bad("No exec command specified")
 	}
+	if c.version < 42 {
+		r.ConsoleSize = nil
+	}
 	id, err := s.Engine.ExecCreate(c.Context(), c.PathValue("id"), r)
 	if err != nil {
 		return err
@@ -450,54 +464,43 @@ func (s *Server) execCreate(c *call) error {
 	return c.reply(http.StatusCreated, container.ExecCreateResponse{ID: id})
 }
 
+// execStart refuses what cannot be started while the answer can have a status.
+// Then the head goes out alone, and the process starts: clients that read the
+// head with a buffer lose what comes with it. What fails from here on is told
+// in the stream, and the exit code is in inspect.
 func (s *Server) execStart(c *call) error {
 	var r container.ExecStartRequest
 	if err := c.decode(&r, true); err != nil {
 		return err
 	}
-	o := engine.ExecStartOptions{Detach: r.Detach}
-	if r.ConsoleSize != nil {
-		o.Rows, o.Cols = uint16(r.ConsoleSize[0]), uint16(r.ConsoleSize[1])
-	}
 	id := c.PathValue("id")
-	at, err := s.Engine.ExecStart(c.Context(), id, o)
-	var refused *isolation.StartError
-	if errors.As(err, &refused) && !r.Detach {
-		return s.execRefused(c, id, err)
-	}
-	if err != nil {
+	if err := s.Engine.ExecMayStart(id); err != nil {
 		return err
 	}
-	if at == nil {
+	o := engine.ExecStartOptions{Detach: r.Detach, Tty: r.Tty}
+	if r.ConsoleSize != nil && r.Tty && c.version >= 42 {
+		o.Rows, o.Cols = uint16(r.ConsoleSize[0]), uint16(r.ConsoleSize[1])
+	}
+	if r.Detach {
+		if _, err := s.Engine.ExecStart(c.Context(), id, o); err != nil {
+			return err
+		}
 		c.started = true
 		c.WriteHeader(http.StatusOK)
 		return nil
 	}
-	ex, err := s.Engine.ExecGet(c.Context(), id)
-	if err != nil {
-		return errors.Join(err, at.Close())
-	}
-	return s.carry(c, at, ex.Request.AttachStdin)
-}
-
-// execRefused tells in the stream why a process could not be started, where
-// clients look for it; its exit code is in inspect.
-func (s *Server) execRefused(c *call, id string, why error) error {
-	ex, err := s.Engine.ExecGet(c.Context(), id)
+	conn, err := c.hijack(r.Tty)
 	if err != nil {
 		return err
 	}
-	conn, err := c.hijack(c.streamType(ex.Request.Tty))
+	at, err := s.Engine.ExecStart(c.Context(), id, o)
 	if err != nil {
+		defer conn.finish()
+		stdout, _ := conn.outputs(r.Tty)
+		_, err = io.WriteString(stdout, failure.Words(err)+"\r\n")
 		return err
 	}
-	defer conn.Close()
-	var w io.Writer = conn
-	if !ex.Request.Tty {
-		_, w = multiplex(conn)
-	}
-	_, err = io.WriteString(w, why.Error()+"\r\n")
-	return err
+	return s.carry(c, at, conn, r.Tty, true)
 }
 
 func (s *Server) execResize(c *call) error {

@@ -15,6 +15,7 @@ import (
 	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
 
+	"proa/internal/failure"
 	"proa/internal/image"
 )
 
@@ -66,15 +67,32 @@ type streamMessage struct {
 	Status string `json:"status,omitempty"`
 }
 
+// streamError is Docker's message about what failed, the last of its stream.
+type streamError struct {
+	Detail struct {
+		Message string `json:"message"`
+	} `json:"errorDetail"`
+	Error string `json:"error"`
+}
+
 // fail reports an error as a message where the answer has begun, else as a status.
 func (m *messages) fail(err error) error {
 	if !m.c.started {
 		return err
 	}
-	m.send(map[string]any{"error": err.Error(), "errorDetail": map[string]any{"message": err.Error()}})
+	return m.tell(err)
+}
+
+// tell reports an error as a message in any case.
+func (m *messages) tell(err error) error {
+	e := streamError{Error: failure.Words(err)}
+	e.Detail.Message = e.Error
+	m.send(e)
 	return nil
 }
 
+// imageLoad answers 200 whatever becomes of the archive, as Docker does: what
+// failed is the last message.
 func (s *Server) imageLoad(c *call) error {
 	_ = http.NewResponseController(c.ResponseWriter).EnableFullDuplex()
 	m := &messages{c: c}
@@ -85,7 +103,7 @@ func (s *Server) imageLoad(c *call) error {
 		}
 	})
 	if err != nil {
-		return m.fail(err)
+		return m.tell(err)
 	}
 	for _, n := range names {
 		line := "Loaded image: " + n + "\n"

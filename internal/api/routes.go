@@ -46,7 +46,7 @@ func (s *Server) routes() []route {
 		{"PUT", "/containers/{id...}/archive", s.archivePut, 0},
 		{"GET", "/containers/{id...}/changes", s.containerChanges, 0},
 		{"GET", "/containers/{id...}/export", s.containerExport, 0},
-		{"GET", "/containers/{id...}/attach/ws", s.notServed, 0},
+		{"GET", "/containers/{id...}/attach/ws", s.containerAttachWS, 0},
 		{"GET", "/containers/{id...}/checkpoints", s.experimental, 0},
 		{"POST", "/containers/{id...}/checkpoints", s.experimental, 0},
 		{"DELETE", "/containers/{id}/checkpoints/{checkpoint}", s.experimental, 0},

@@ -2,12 +2,14 @@ package api
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"sync"
+	"time"
 )
 
 // Content types of Docker's streams.
@@ -44,21 +46,34 @@ func (m *multiplexer) Write(p []byte) (int, error) {
 // hijacked is a connection that has left HTTP.
 type hijacked struct {
 	net.Conn
-	r *bufio.Reader
+	mu sync.Mutex // held while r is read: finish follows on whoever read before
+	r  *bufio.Reader
 }
 
-func (h *hijacked) Read(p []byte) (int, error) { return h.r.Read(p) }
+func (h *hijacked) Read(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.r.Read(p)
+}
 
-// CloseWrite tells the client that nothing more comes.
-func (h *hijacked) CloseWrite() {
-	if cw, ok := h.Conn.(interface{ CloseWrite() error }); ok {
-		_ = cw.CloseWrite()
+// farewell is how long a client may take to hang up after the end of its stream.
+const farewell = 5 * time.Second
+
+// finish tells the client that nothing more comes and waits until it hangs up.
+// Input that nobody read must not be in the socket when it is closed: the
+// kernel would send a reset, and what was written last would be lost.
+func (h *hijacked) finish() {
+	if cw, ok := h.Conn.(interface{ CloseWrite() error }); ok && cw.CloseWrite() == nil {
+		_ = h.Conn.SetReadDeadline(time.Now().Add(farewell))
+		_, _ = io.Copy(io.Discard, h)
 	}
+	_ = h.Conn.Close()
 }
 
-// hijack leaves HTTP. A client that asked for an upgrade gets 101, an older
-// one 200; then the connection is the stream.
-func (c *call) hijack(contentType string) (*hijacked, error) {
+// hijack leaves HTTP: the head goes out in a write of its own, then the
+// connection is the stream. A client that asked for an upgrade gets 101 and
+// the stream's type; another one 200 and the type that all versions had.
+func (c *call) hijack(tty bool) (*hijacked, error) {
 	conn, rw, err := http.NewResponseController(c.ResponseWriter).Hijack()
 	if err != nil {
 		if errors.Is(err, http.ErrNotSupported) {
@@ -68,15 +83,28 @@ func (c *call) hijack(contentType string) (*hijacked, error) {
 	}
 	c.started = true
 	_ = conn.SetDeadline(noDeadline)
-	head := "HTTP/1.1 200 OK\r\nContent-Type: " + contentType + "\r\n\r\n"
-	if c.Request.Header.Get("Upgrade") != "" {
-		head = "HTTP/1.1 101 UPGRADED\r\nContent-Type: " + contentType + "\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+	var head bytes.Buffer
+	if _, upgrade := c.Request.Header["Upgrade"]; upgrade {
+		head.WriteString("HTTP/1.1 101 UPGRADED\r\nContent-Type: " + c.streamType(tty) + "\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n")
+	} else {
+		head.WriteString("HTTP/1.1 200 OK\r\nContent-Type: " + rawStream + "\r\n")
 	}
-	if _, err := io.WriteString(conn, head); err != nil {
+	_ = engineHeaders(c.Header()).Write(&head) // a buffer takes it
+	head.WriteString("\r\n")
+	if _, err := conn.Write(head.Bytes()); err != nil {
 		conn.Close()
 		return nil, err
 	}
-	return &hijacked{conn, rw.Reader}, nil
+	return &hijacked{Conn: conn, r: rw.Reader}, nil
+}
+
+// outputs are the two ends of a process's output on the connection: frames,
+// or for a client that expects a terminal one raw stream without stderr.
+func (h *hijacked) outputs(tty bool) (stdout, stderr io.Writer) {
+	if tty {
+		return h, nil
+	}
+	return multiplex(h)
 }
 
 // streamType is what a client of this version expects for a process.

@@ -313,7 +313,7 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, handler http.Handl
 	defer cancel()
 	srv := &http.Server{
 		Handler: keepBrowsersOut(handler), ReadHeaderTimeout: headerLimit, IdleTimeout: idleLimit,
-		BaseContext: func(net.Listener) context.Context { return requests },
+		BaseContext: func(net.Listener) context.Context { return api.Life(requests) },
 		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	ended := make(chan error, len(listeners))

@@ -21,6 +21,7 @@ type Attachment struct {
 	tty        bool
 	streams    shim.Streams
 	closeStdin bool   // the end of the client's input is the end of the process's
+	inputEnds  bool   // ... and of the attachment (AttachOptions.EndsWithInput)
 	keys       []byte // detach keys; nil: none
 	logs       func(ctx context.Context, stdout, stderr io.Writer) error
 	ended      func(*shim.Stream) // at the end of Run, if the process ended under it
@@ -48,6 +49,10 @@ func (a *Attachment) deliver(st *shim.Stream, err error) {
 // start; nothing is lost between Attach and Run. The caller must end it with
 // Run or Close.
 func (e *Engine) Attach(ctx context.Context, ref string, o AttachOptions) (*Attachment, error) {
+	keys, err := detachKeys(o.DetachKeys)
+	if err != nil {
+		return nil, err
+	}
 	b, err := e.find(ref)
 	if err != nil {
 		return nil, err
@@ -61,15 +66,11 @@ func (e *Engine) Attach(ctx context.Context, ref string, o AttachOptions) (*Atta
 	case Removing, Dead:
 		return nil, conflict("cannot attach to container %s: it is being removed", b.id)
 	}
-	keys, err := detachKeys(o.DetachKeys)
-	if err != nil {
-		return nil, err
-	}
 	a := &Attachment{
 		tty: c.Config.Tty, got: make(chan struct{}),
 		streams:    shim.Streams{Stdin: o.Stdin && c.Config.OpenStdin, Stdout: o.Stdout, Stderr: o.Stderr && !c.Config.Tty},
-		closeStdin: c.Config.StdinOnce && !c.Config.Tty,
-		detached:   func() { e.emit(b.snap.Load(), events.ActionDetach, nil) },
+		closeStdin: c.Config.StdinOnce && !c.Config.Tty, inputEnds: o.EndsWithInput,
+		detached: func() { e.emit(b.snap.Load(), events.ActionDetach, nil) },
 	}
 	if c.Config.Tty {
 		a.keys = keys
@@ -167,11 +168,10 @@ func (a *Attachment) Run(ctx context.Context, stdin io.Reader, stdout, stderr io
 	st := a.st
 	defer context.AfterFunc(ctx, func() { st.Close() })()
 	input := make(chan error, 1)
-	if a.streams.Stdin && stdin != nil {
+	if stdin != nil && (a.streams.Stdin || a.inputEnds) {
 		go func() {
-			err := a.copyStdin(st, stdin)
-			if errors.Is(err, errDetached) {
-				input <- err
+			if err := a.copyStdin(st, stdin); errors.Is(err, errDetached) || a.inputEnds {
+				input <- errDetached
 				st.Close()
 			}
 		}()
@@ -195,6 +195,10 @@ func (a *Attachment) Run(ctx context.Context, stdin io.Reader, stdout, stderr io
 // copyStdin carries the client's input until its end, the detach keys, or the
 // end of the process.
 func (a *Attachment) copyStdin(st *shim.Stream, stdin io.Reader) error {
+	if !a.streams.Stdin {
+		_, err := io.Copy(io.Discard, stdin)
+		return err
+	}
 	var r io.Reader = stdin
 	if len(a.keys) > 0 {
 		r = &escape{r: stdin, keys: a.keys}
@@ -245,25 +249,25 @@ func (x *escape) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// detachKeys reads Docker's "ctrl-p,ctrl-q" into the bytes that a terminal sends.
+// detachKeys reads Docker's "ctrl-p,ctrl-q" into the bytes that a terminal
+// sends. A single character is itself; names are "DEL" and "ctrl-" with one of
+// a-z @ [ \ ] ^ _, in this case alone (moby/term, ascii.go).
 func detachKeys(s string) ([]byte, error) {
 	if s == "" {
 		return []byte{16, 17}, nil
 	}
 	var out []byte
 	for _, k := range strings.Split(s, ",") {
-		c, ctrl := strings.CutPrefix(strings.ToLower(k), "ctrl-")
+		c, ctrl := strings.CutPrefix(k, "ctrl-")
 		switch {
-		case ctrl && len(c) == 1 && c[0] >= 'a' && c[0] <= 'z':
-			out = append(out, c[0]-'a'+1)
-		case ctrl && len(c) == 1 && strings.Contains(`@[\]^_`, c):
-			out = append(out, c[0]&0x1f)
-		case !ctrl && len(k) == 1:
+		case len(k) == 1:
 			out = append(out, k[0])
-		case strings.EqualFold(k, "del"):
+		case ctrl && len(c) == 1 && (c[0] >= 'a' && c[0] <= 'z' || strings.Contains(`@[\]^_`, c)):
+			out = append(out, c[0]&0x1f)
+		case k == "DEL":
 			out = append(out, 127)
 		default:
-			return nil, invalid("invalid detach keys (%s): unknown character: '%s'", s, k)
+			return nil, invalid("Invalid detach keys (%s) provided", s)
 		}
 	}
 	return out, nil

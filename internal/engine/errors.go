@@ -40,6 +40,10 @@ func notRunning(c *Container) error {
 	return conflict("container %s is not running", c.ID)
 }
 
+// startFailed is the exit code of a container that could not be started for a
+// reason that is not its command's.
+const startFailed = 128
+
 // startFailure turns a driver's refusal to start into what Docker answers:
 // clients read the words "executable file not found", "no such file or
 // directory" and "permission denied" to choose the exit code (docker/cli
@@ -48,7 +52,7 @@ func notRunning(c *Container) error {
 func startFailure(what string, err error) (error, int) {
 	var s *isolation.StartError
 	if !errors.As(err, &s) {
-		return fmt.Errorf("%s: %w", what, err), 128
+		return fmt.Errorf("%s: %w", what, err), startFailed
 	}
 	switch s.Kind {
 	case isolation.StartNotFound:
@@ -56,5 +60,5 @@ func startFailure(what string, err error) (error, int) {
 	case isolation.StartNotAllowed:
 		return refusef(errdefs.ErrInvalidArgument, "%s: %w", what, err), 126
 	}
-	return fmt.Errorf("%s: %w", what, err), 128
+	return fmt.Errorf("%s: %w", what, err), startFailed
 }

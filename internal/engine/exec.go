@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -12,7 +13,10 @@ import (
 	"github.com/moby/moby/api/types/events"
 
 	"proa/internal/isolation"
+	"proa/internal/isolation/userdb"
+	"proa/internal/rootfs"
 	"proa/internal/shim"
+	"proa/internal/sys"
 )
 
 // What is remembered of exec'd processes of a container that do not run: the
@@ -24,6 +28,10 @@ const (
 	mostExecs    = 8192
 )
 
+// resizeWait is how long a resize waits for the start of its process: clients
+// send the terminal's size while the start is under way (moby, daemon/resize.go).
+const resizeWait = 10 * time.Second
+
 // execution is one exec'd process. The box's mu guards what changes.
 type execution struct {
 	id      string
@@ -31,7 +39,8 @@ type execution struct {
 	req     container.ExecCreateRequest
 	started bool
 	running bool
-	at      time.Time // of its creation, then of its end
+	up      chan struct{} // closed when its start has succeeded or failed
+	at      time.Time     // of its creation, then of its end
 	code    *int
 	pid     int
 }
@@ -46,7 +55,7 @@ func (e *Engine) ExecCreate(ctx context.Context, ref string, r container.ExecCre
 		return "", invalid("No exec command specified")
 	}
 	if _, err := detachKeys(r.DetachKeys); err != nil {
-		return "", err
+		return "", invalid("Invalid escape keys (%s) provided", r.DetachKeys)
 	}
 	for _, kv := range r.Env {
 		if name, _, _ := strings.Cut(kv, "="); name == "" {
@@ -59,7 +68,12 @@ func (e *Engine) ExecCreate(ctx context.Context, ref string, r container.ExecCre
 	if err := mayExec(b.snap.Load()); err != nil {
 		return "", err
 	}
-	x := &execution{id: newID(), req: r}
+	if r.User != "" {
+		if err := e.knowsUser(ctx, b, r.User); err != nil {
+			return "", err
+		}
+	}
+	x := &execution{id: newID(), req: r, up: make(chan struct{})}
 	var old []string
 	c := b.change(func(_ *record, l *live) {
 		l.execCount++
@@ -75,6 +89,38 @@ func (e *Engine) ExecCreate(ctx context.Context, ref string, r container.ExecCre
 	e.mu.Unlock()
 	e.emit(c, events.Action(string(events.ActionExecCreate)+": "+strings.Join(r.Cmd, " ")), map[string]string{"execID": x.id})
 	return x.id, nil
+}
+
+// knowsUser refuses a user or group that the container's own databases do not
+// have, in Docker's words. A VM's agent looks; one of an older engine cannot,
+// and then the start of the process says it.
+func (e *Engine) knowsUser(ctx context.Context, b *box, user string) error {
+	c := b.snap.Load()
+	if c.Kind == isolation.VM {
+		sh, err := b.shim()
+		if err != nil {
+			return err
+		}
+		err = sh.Files(ctx, &rootfs.Request{Op: rootfs.OpUser, User: user}, nil, io.Discard)
+		if errdefs.IsNotFound(err) {
+			return invalid("%w", err)
+		}
+		return nil
+	}
+	pidfd, err := sys.OpenPid(c.Pid)
+	if err != nil {
+		return notRunning(c) // it has ended just now
+	}
+	defer pidfd.Close()
+	root, err := sys.RootOf(pidfd)
+	if err != nil {
+		return notRunning(c)
+	}
+	defer root.Close()
+	if _, _, _, _, err := userdb.Lookup(root, user, nil); err != nil {
+		return invalid("%w", err)
+	}
+	return nil
 }
 
 func mayExec(c *Container) error {
@@ -100,6 +146,32 @@ func (l *live) dropOldExecs(now time.Time) (old []string) {
 		}
 	}
 	return old
+}
+
+// endExecs ends the processes of a run that is over: Docker knows neither those
+// that were never started any longer, nor lets a later run start them.
+func (e *Engine) endExecs(b *box) {
+	var never []string
+	var running []*execution
+	b.change(func(_ *record, l *live) {
+		for id, x := range l.execs {
+			switch {
+			case !x.started:
+				delete(l.execs, id)
+				never = append(never, id)
+			case x.running:
+				running = append(running, x)
+			}
+		}
+	})
+	e.mu.Lock()
+	for _, id := range never {
+		delete(e.execs, id)
+	}
+	e.mu.Unlock()
+	for _, x := range running {
+		e.execEnded(b, x, 137) // killed with the container
+	}
 }
 
 // dropExecs forgets the exec ids of a container that is gone.
@@ -128,16 +200,26 @@ func (e *Engine) findExec(id string) (*box, *execution, error) {
 	return nil, nil, refusef(errdefs.ErrNotFound, "No such exec instance: %s", id)
 }
 
+// ExecMayStart tells why a start of the process would be refused before its
+// streams begin: it is unknown, or its container is paused or does not run.
+// That it was started before is ExecStart's to say.
+func (e *Engine) ExecMayStart(execID string) error {
+	b, _, err := e.findExec(execID)
+	if err != nil {
+		return err
+	}
+	return mayExec(b.snap.Load())
+}
+
 // ExecStart starts it. Detached: the Attachment is nil. A process that cannot
 // be started gives an error that wraps *isolation.StartError, and its ExitCode
-// is 126 or 127; Docker writes that message into the hijacked stream.
+// is 126 or 127.
 func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOptions) (*Attachment, error) {
 	b, x, err := e.findExec(execID)
 	if err != nil {
 		return nil, err
 	}
-	c := b.snap.Load()
-	if err := mayExec(c); err != nil {
+	if err := mayExec(b.snap.Load()); err != nil {
 		return nil, err
 	}
 	sh, err := b.shim()
@@ -148,32 +230,26 @@ func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOption
 	if err != nil {
 		return nil, err
 	}
-	taken := false
-	b.change(func(_ *record, _ *live) {
-		if taken = x.started; !taken {
-			x.started, x.running = true, true
-		}
-	})
-	if taken {
-		return nil, conflict("exec command %s has already run", execID)
+	if err := b.claim(x); err != nil {
+		return nil, err
 	}
+	defer close(x.up)
 	var streams shim.Streams
 	if !o.Detach {
-		streams = shim.Streams{Stdin: x.req.AttachStdin, Stdout: x.req.AttachStdout || x.req.Tty, Stderr: x.req.AttachStderr && !x.req.Tty}
+		streams = shim.Streams{Stdin: x.req.AttachStdin, Stdout: x.req.AttachStdout, Stderr: x.req.AttachStderr && !x.req.Tty && !o.Tty}
 	}
 	p.Stdin = streams.Stdin
 	st, err := sh.Exec(context.WithoutCancel(ctx), x.id, p, streams)
 	if err != nil {
 		failure, code := startFailure("failed to exec in container", err)
-		var s *isolation.StartError
-		if !errors.As(err, &s) {
+		if code == startFailed {
 			code = 126 // as Docker: it was there and could not be invoked
 		}
 		e.execEnded(b, x, code)
 		return nil, failure
 	}
 	b.change(func(_ *record, _ *live) { x.pid = st.Pid })
-	e.emit(c, events.Action(string(events.ActionExecStart)+": "+strings.Join(x.req.Cmd, " ")), map[string]string{"execID": x.id})
+	e.emit(b.snap.Load(), events.Action(string(events.ActionExecStart)+": "+strings.Join(x.req.Cmd, " ")), map[string]string{"execID": x.id})
 	if o.Detach {
 		e.work.Go(func() {
 			e.awaitExec(b, x, sh)
@@ -182,9 +258,28 @@ func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOption
 		return nil, nil
 	}
 	e.work.Go(func() { e.awaitExec(b, x, sh) })
-	keys, _ := detachKeys(x.req.DetachKeys)
+	return e.execAttachment(b, x, st, streams), nil
+}
+
+// claim makes the caller the one who starts x.
+func (b *box) claim(x *execution) (err error) {
+	b.change(func(_ *record, _ *live) {
+		switch {
+		case x.code != nil:
+			err = conflict("Error: Exec command %s has already run", x.id)
+		case x.started:
+			err = conflict("Error: Exec command %s is already running", x.id)
+		default:
+			x.started, x.running = true, true
+		}
+	})
+	return err
+}
+
+// execAttachment carries the streams of a process that was just started.
+func (e *Engine) execAttachment(b *box, x *execution, st *shim.ExecStream, streams shim.Streams) *Attachment {
 	a := &Attachment{
-		tty: x.req.Tty, streams: streams, closeStdin: true, got: make(chan struct{}),
+		tty: x.req.Tty, streams: streams, closeStdin: !x.req.Tty, got: make(chan struct{}),
 		ended: func(s *shim.Stream) {
 			if exit, ok := s.Exit(); ok {
 				e.execEnded(b, x, exit.Code)
@@ -195,11 +290,10 @@ func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOption
 		},
 	}
 	if x.req.Tty {
-		a.keys = keys
-		a.closeStdin = false
+		a.keys, _ = detachKeys(x.req.DetachKeys)
 	}
 	a.deliver(st.Stream, nil)
-	return a, nil
+	return a
 }
 
 // awaitExec books the end of an exec'd process, also when its client has left.
@@ -269,10 +363,25 @@ func (e *Engine) ExecResize(ctx context.Context, execID string, rows, cols uint1
 	if err != nil {
 		return err
 	}
+	if err := mayExec(b.snap.Load()); err != nil {
+		return err
+	}
+	t := time.NewTimer(resizeWait)
+	defer t.Stop()
+	select {
+	case <-x.up:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return errors.New("timeout waiting for exec session ready")
+	}
 	running := false
 	b.read(func(*record, *live) { running = x.running })
 	if !running {
-		return conflict("exec %s is not running", execID)
+		return refusef(errdefs.ErrNotFound, "exec %s is not running", execID)
+	}
+	if !x.req.Tty {
+		return nil // as Docker: there is nothing that has a size
 	}
 	sh, err := b.shim()
 	if err != nil {

@@ -58,6 +58,7 @@ func (e *Engine) ended(b *box, sh *shim.Shim, r *run, exit isolation.Exit) {
 		l.shim, l.run = nil, nil
 		l.tell(WaitResult{ExitCode: exit.Code, Error: exit.Error}, false)
 	})
+	e.endExecs(b)
 	e.emitDie(c)
 	step("exit: seen")
 	e.cleanUp(b, sh, parent)

@@ -315,8 +315,10 @@ func (e *Engine) Resize(ctx context.Context, ref string, rows, cols uint16) erro
 	if err != nil {
 		return err
 	}
-	if err := sh.Resize(ctx, rows, cols); err != nil {
-		return err
+	if b.snap.Load().Config.Tty { // without a terminal nothing has a size, which Docker does not mind
+		if err := sh.Resize(ctx, rows, cols); err != nil {
+			return err
+		}
 	}
 	e.emit(b.snap.Load(), events.ActionResize, map[string]string{"height": strconv.Itoa(int(rows)), "width": strconv.Itoa(int(cols))})
 	return nil

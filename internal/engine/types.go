@@ -46,6 +46,9 @@ type AttachOptions struct {
 	Stdin, Stdout, Stderr bool
 	Stream                bool // follow the running process
 	Logs                  bool // first replay what was logged so far
+	// EndsWithInput says that a client which sends nothing more wants nothing
+	// more either. Its input is read even if the process has none.
+	EndsWithInput bool
 	// DetachKeys ends the attachment when they are typed on a terminal; empty
 	// means ctrl-p ctrl-q. Docker's syntax: "ctrl-a,x".
 	DetachKeys string
@@ -141,6 +144,7 @@ type Exec struct {
 // ExecStartOptions say how an exec'd process starts.
 type ExecStartOptions struct {
 	Detach     bool
+	Tty        bool   // the client reads one raw stream, which has no place for stderr
 	Rows, Cols uint16 // first size of its terminal; 0: as created
 }
 

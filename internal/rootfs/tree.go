@@ -79,13 +79,15 @@ const (
 	OpExport  Op = "export"  // -> tar of the whole root
 	OpChanges Op = "changes" // -> one Change a line in JSON
 	OpLayer   Op = "layer"   // -> OCI layer tar
+	OpUser    Op = "user"    // User: nothing, or ErrNotFound where the root has no such user or group
 )
 
 // Request is one operation, ready to travel.
 type Request struct {
 	Op   Op     `json:"op"`
 	Path string `json:"path,omitempty"` // inside, as the user wrote it: a slash or dot at its end counts
-	// User makes everything that is put this user's instead of the stream's owner.
+	// User is whom OpUser looks for, and makes everything that is put this user's
+	// instead of the stream's owner.
 	User string `json:"user,omitempty"`
 	// NoOverwriteDirNonDir refuses to put a file in the place of a directory and
 	// the other way round.
@@ -140,6 +142,10 @@ func (t *Tree) Serve(ctx context.Context, r *Request, in io.Reader, out io.Write
 	case OpLayer:
 		if err = need(t.Upper); err == nil {
 			err = WriteLayer(ctx, out, t.Upper, LayerOptions{Exclude: t.Exclude, Lower: t.Lower})
+		}
+	case OpUser:
+		if err = need(t.Root); err == nil {
+			_, _, err = t.User(r.User)
 		}
 	default:
 		err = fmt.Errorf("cannot carry out the unknown operation %q: %w", r.Op, errdefs.ErrInvalidArgument)

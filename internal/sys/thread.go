@@ -115,6 +115,19 @@ func (t *Thread) OwnMounts() error {
 	return nil
 }
 
+// RootOf opens the root of the process's mount namespace as a place to look
+// below (O_PATH). It is the namespace's root, whatever the process took for its own.
+func RootOf(pidfd *os.File) (root *os.File, err error) {
+	err = OnThread(func(t *Thread) error {
+		if err := t.EnterMounts(pidfd); err != nil {
+			return err
+		}
+		root, err = OpenPath("/")
+		return err
+	})
+	return root, err
+}
+
 // CloneRootOf makes a detached copy of the root of the process's mount
 // namespace, with the mounts below it when recursive. Nothing of the process's
 // files is looked up.
