@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"proa/internal/sys"
 )
 
 // Content types of Docker's streams.
@@ -39,15 +41,45 @@ func (m *multiplexer) Write(p []byte) (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	bufs := net.Buffers{h[:], p}
-	n, err := bufs.WriteTo(m.w)
+	w := m.w
+	if conn, ok := w.(*hijacked); ok {
+		conn.awaitHead()
+		w = conn.Conn // takes both in one call
+	}
+	n, err := bufs.WriteTo(w)
 	return max(0, int(n)-len(h)), err
 }
 
 // hijacked is a connection that has left HTTP.
 type hijacked struct {
 	net.Conn
-	mu sync.Mutex // held while r is read: finish follows on whoever read before
-	r  *bufio.Reader
+	mu   sync.Mutex // held while r is read: finish follows on whoever read before
+	r    *bufio.Reader
+	head sync.Once // done when the client has the head
+}
+
+// headLimit is how long output waits for a client to read the head.
+const headLimit = time.Second
+
+// awaitHead waits until the client has read the head, so that a client which
+// reads it with a buffer finds nothing else in there, however quick the process
+// and however slow the client is. It is noticed on unix sockets only; on others
+// nothing is waited for.
+func (h *hijacked) awaitHead() {
+	h.head.Do(func() {
+		pause := 20 * time.Microsecond
+		for end := time.Now().Add(headLimit); time.Now().Before(end); time.Sleep(pause) {
+			if n, err := sys.Unread(h.Conn); n == 0 || err != nil {
+				return
+			}
+			pause = min(2*pause, time.Millisecond)
+		}
+	})
+}
+
+func (h *hijacked) Write(p []byte) (int, error) {
+	h.awaitHead()
+	return h.Conn.Write(p)
 }
 
 func (h *hijacked) Read(p []byte) (int, error) {

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"bufio"
+	"net"
 	"net/http"
 	"strings"
 
@@ -27,14 +29,30 @@ func (s *Server) containerAttachWS(c *call) error {
 	}
 	defer at.Close()
 	c.started = true
+	out := &hijacker{ResponseWriter: c.ResponseWriter}
 	srv := websocket.Server{
-		Config:  websocket.Config{Header: engineHeaders(c.Header())},
-		Handler: func(ws *websocket.Conn) { s.carryWS(c, at, ws) },
+		Config: websocket.Config{Header: engineHeaders(c.Header())},
+		Handler: func(ws *websocket.Conn) {
+			(&hijacked{Conn: out.conn}).awaitHead()
+			s.carryWS(c, at, ws)
+		},
 	}
 	// A bad handshake is answered there, with 400 and without a handler. Web
 	// pages were refused before (package daemon), so any Origin may pass.
-	srv.ServeHTTP(c.ResponseWriter, c.Request)
+	srv.ServeHTTP(out, c.Request)
 	return nil
+}
+
+// hijacker keeps the connection that is taken from it.
+type hijacker struct {
+	http.ResponseWriter
+	conn net.Conn
+}
+
+// Hijack takes the connection out of HTTP.
+func (h *hijacker) Hijack() (conn net.Conn, rw *bufio.ReadWriter, err error) {
+	h.conn, rw, err = http.NewResponseController(h.ResponseWriter).Hijack()
+	return h.conn, rw, err
 }
 
 // carryWS joins a process to a WebSocket until one of them ends.
