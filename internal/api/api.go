@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"mime"
 	"net/http"
 	"runtime"
 	"strconv"
@@ -294,8 +295,14 @@ func (c *call) noContent() error {
 // decode reads a JSON body of bounded size, depth (encoding/json stops at
 // 10,000) and time. A missing body leaves v as it is where optional.
 func (c *call) decode(v any, optional bool) error {
-	if ct := c.Request.Header.Get("Content-Type"); ct != "" && !strings.HasPrefix(ct, "application/json") && c.ContentLength != 0 {
-		return bad("unsupported media type %q: must be application/json", ct)
+	if ct := c.Request.Header.Get("Content-Type"); ct != "" || c.ContentLength != 0 {
+		mt, _, err := mime.ParseMediaType(ct)
+		if err != nil {
+			return bad("malformed Content-Type header (%s): %w", ct, err)
+		}
+		if mt != "application/json" {
+			return bad("unsupported Content-Type header (%s): must be 'application/json'", ct)
+		}
 	}
 	rc := http.NewResponseController(c.ResponseWriter)
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTime))

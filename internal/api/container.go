@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,7 +31,14 @@ func (s *Server) containerCreate(c *call) error {
 	if body.Config == nil {
 		return bad("cannot create a container: the request has no configuration")
 	}
-	r := engine.CreateRequest{Name: c.query("name"), Config: body.Config, Host: body.HostConfig, Networking: body.NetworkingConfig}
+	if n := body.NetworkingConfig; n != nil && len(n.EndpointsConfig) > 1 && c.version < 44 {
+		return bad("Container cannot be connected to network endpoints: %s", strings.Join(slices.Sorted(maps.Keys(n.EndpointsConfig)), ", "))
+	}
+	name := c.query("name")
+	if name != "/" { // which is no name, as Docker says
+		name = strings.TrimPrefix(name, "/")
+	}
+	r := engine.CreateRequest{Name: name, Config: body.Config, Host: body.HostConfig, Networking: body.NetworkingConfig}
 	if p := c.query("platform"); p != "" {
 		parsed, err := platforms.Parse(p)
 		if err != nil {
@@ -62,9 +71,9 @@ func (s *Server) containerList(c *call) error {
 	if err != nil {
 		return err
 	}
-	out := make([]container.Summary, 0, len(list))
+	out := make([]listed, 0, len(list))
 	for _, ct := range list {
-		sum := summary(ct)
+		sum := listed{summary(ct), ownOf(ct)}
 		if c.flag("size") {
 			if sz, err := s.Engine.Size(c.Context(), ct.ID); err == nil {
 				sum.SizeRw, sum.SizeRootFs = sz.RW, sz.RootFS

@@ -16,9 +16,37 @@ import (
 	"proa/internal/isolation"
 )
 
-// isolationAnnotation carries the wall to clients that list containers: the
-// list's shape has no other place for it.
-const isolationAnnotation = "proa.isolation"
+// own is what Docker's shapes have no place for: a field of its own next to
+// theirs, so that what a client feeds back to create is what it asked for.
+type own struct {
+	Isolation isolation.Kind
+	// UserNamespace is "own" or "host"; "" behind the VM wall.
+	UserNamespace string   `json:",omitempty"`
+	Warnings      []string `json:",omitempty"` // of create
+}
+
+func ownOf(c *engine.Container) own {
+	o := own{Isolation: c.Kind, Warnings: c.Warnings}
+	if c.Kind == isolation.Container {
+		o.UserNamespace = "host"
+		if c.UserNS {
+			o.UserNamespace = "own"
+		}
+	}
+	return o
+}
+
+// listed is one line of the container list.
+type listed struct {
+	container.Summary
+	Proa own
+}
+
+// inspected is everything about a container.
+type inspected struct {
+	container.InspectResponse
+	Proa own
+}
 
 // stamp is Docker's form of a time; the zero time is its year one.
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
@@ -76,10 +104,7 @@ func summary(c *engine.Container) container.Summary {
 		out.Labels = map[string]string{}
 	}
 	out.HostConfig.NetworkMode = networkName(c)
-	out.HostConfig.Annotations = map[string]string{isolationAnnotation: string(c.Kind)}
-	for k, v := range c.Host.Annotations {
-		out.HostConfig.Annotations[k] = v
-	}
+	out.HostConfig.Annotations = c.Host.Annotations
 	return out
 }
 
@@ -138,18 +163,31 @@ func endpoints(c *engine.Container) map[string]*network.EndpointSettings {
 	if len(c.Endpoint) > 0 {
 		return c.Endpoint
 	}
-	name := networkName(c)
-	if strings.HasPrefix(name, "container:") {
-		return map[string]*network.EndpointSettings{}
+	name, out := networkName(c), map[string]*network.EndpointSettings{}
+	if strings.HasPrefix(name, "container:") || c.Config.NetworkDisabled {
+		return out
 	}
-	return map[string]*network.EndpointSettings{name: {}}
+	for n, wanted := range c.Networking {
+		out[n] = wanted
+		if wanted == nil {
+			out[n] = &network.EndpointSettings{}
+		}
+	}
+	if len(out) == 0 {
+		out[name] = &network.EndpointSettings{}
+	}
+	return out
 }
 
 // inspect is everything about a container.
-func inspect(c *engine.Container, strategy string) container.InspectResponse {
+func inspect(c *engine.Container, strategy string) inspected {
 	var h *container.Health
 	if c.Health != nil {
-		h = c.Health
+		shown := *c.Health
+		if shown.Log == nil {
+			shown.Log = []*container.HealthcheckResult{}
+		}
+		h = &shown
 	}
 	args := c.Args
 	if args == nil {
@@ -164,37 +202,44 @@ func inspect(c *engine.Container, strategy string) container.InspectResponse {
 		},
 		ResolvConfPath: c.ResolvConfPath, HostnamePath: c.HostnamePath, HostsPath: c.HostsPath, LogPath: c.LogPath,
 		Name: "/" + c.Name, RestartCount: c.RestartCount, Driver: "proa", Platform: c.Platform.OS, ExecIDs: c.ExecIDs,
-		HostConfig: c.Host, Mounts: mountPoints(c), Config: c.Config,
+		HostConfig: hostConfig(c.Host), Mounts: mountPoints(c), Config: c.Config,
 		GraphDriver:     &storage.DriverData{Name: "proa", Data: map[string]string{"Strategy": strategy}},
 		NetworkSettings: &container.NetworkSettings{Ports: c.Ports, Networks: endpoints(c)},
 	}
 	if c.Image.Digest != "" {
 		d := c.Image
+		if d.Platform == nil {
+			d.Platform = &c.Platform
+		}
 		out.ImageManifestDescriptor = &d
 	}
 	if out.NetworkSettings.Ports == nil {
 		out.NetworkSettings.Ports = network.PortMap{}
 	}
-	// What a client cannot say in the request is shown in the same place.
-	host := *c.Host
-	host.Annotations = map[string]string{isolationAnnotation: string(c.Kind)}
-	if c.Kind == isolation.Container && !c.UserNS {
-		host.Annotations["proa.userns"] = "host"
+	if c.Pid != 0 && !c.Host.NetworkMode.IsContainer() && !c.Config.NetworkDisabled {
+		out.NetworkSettings.SandboxID = c.ID
+		if c.Kind == isolation.Container {
+			out.NetworkSettings.SandboxKey = fmt.Sprintf("/proc/%d/ns/net", c.Pid)
+		}
 	}
-	for i, w := range c.Warnings {
-		host.Annotations[fmt.Sprintf("proa.warning.%d", i)] = w
+	return inspected{out, ownOf(c)}
+}
+
+// hostConfig is what was asked for, as Docker shows it: no limit of processes
+// is null after create and 0 after update.
+func hostConfig(h *container.HostConfig) *container.HostConfig {
+	if h.PidsLimit == nil || *h.PidsLimit >= 0 {
+		return h
 	}
-	for k, v := range c.Host.Annotations {
-		host.Annotations[k] = v
-	}
-	out.HostConfig = &host
-	return out
+	shown := *h
+	shown.PidsLimit = nil
+	return &shown
 }
 
 // legacyInspect adds what clients before API 1.52 read: the default network's
 // address at the top of NetworkSettings.
 type legacyInspect struct {
-	container.InspectResponse
+	inspected
 	NetworkSettings legacyNetworkSettings
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -103,6 +104,9 @@ func readRequest(r *http.Request) (*request, error) {
 	if v := q.Get("cpusetcpus") + q.Get("cpusetmems"); v != "" {
 		return nil, errors.New("the limit cpuset of a build is not supported; leave it out")
 	}
+	if q.Get("cgroupparent") != "" {
+		return nil, errors.New("a control group of its own for a build is not supported; leave --cgroup-parent out")
+	}
 	req := &request{quiet: on("q"), remote: q.Get("remote"), session: q.Get("session"), id: q.Get("buildid")}
 	switch q.Get("version") {
 	case "", "1":
@@ -177,8 +181,9 @@ func readRequest(r *http.Request) (*request, error) {
 	var hosts []string
 	for _, h := range q["extrahosts"] {
 		for _, one := range strings.Split(h, ",") {
-			name, ip, ok := strings.Cut(one, ":")
-			if !ok {
+			name, ip, _ := strings.Cut(one, ":")
+			ip = strings.Trim(ip, "[]")
+			if _, err := netip.ParseAddr(ip); name == "" || err != nil && ip != "host-gateway" {
 				return nil, fmt.Errorf("invalid extra host %q: must be NAME:ADDRESS", one)
 			}
 			hosts = append(hosts, name+"="+ip)

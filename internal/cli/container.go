@@ -338,7 +338,7 @@ func (a *app) psCmd() *cobra.Command {
 	return cmd
 }
 
-func containerRow(s container.Summary, noTrunc bool) row {
+func containerRow(s client.Summary, noTrunc bool) row {
 	id, command := s.ID, s.Command
 	if !noTrunc {
 		id = shortID(id)
@@ -369,7 +369,7 @@ func containerRow(s container.Summary, noTrunc bool) row {
 			mounts = append(mounts, m.Source)
 		}
 	}
-	wall := s.HostConfig.Annotations["proa.isolation"]
+	wall := s.Proa.Isolation
 	if wall == "" {
 		wall = "container"
 	}

@@ -101,8 +101,16 @@ func (c *Client) ContainerRemove(ctx context.Context, id string, force, volumes 
 	return c.Do(ctx, http.MethodDelete, "/containers/"+url.PathEscape(id), q, nil, nil)
 }
 
+// Summary is one line of the container list.
+type Summary struct {
+	container.Summary
+	Proa struct {
+		Isolation string // "" from another engine
+	}
+}
+
 // ContainerList lists containers; filters as in Docker's API.
-func (c *Client) ContainerList(ctx context.Context, all, size bool, limit int, f Filters) ([]container.Summary, error) {
+func (c *Client) ContainerList(ctx context.Context, all, size bool, limit int, f Filters) ([]Summary, error) {
 	q := f.query()
 	if all {
 		q.Set("all", "1")
@@ -113,7 +121,7 @@ func (c *Client) ContainerList(ctx context.Context, all, size bool, limit int, f
 	if limit > 0 {
 		q.Set("limit", strconv.Itoa(limit))
 	}
-	var out []container.Summary
+	var out []Summary
 	err := c.Do(ctx, http.MethodGet, "/containers/json", q, nil, &out)
 	return out, err
 }

@@ -8,13 +8,11 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
-	dockernet "github.com/moby/moby/api/types/network"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 
@@ -127,13 +125,15 @@ func (e *Engine) plan(ctx context.Context, r CreateRequest, img *image.Image) (*
 	if rec.Networking, err = wantedNetworks(r.Networking, host); err != nil {
 		return nil, err
 	}
-	if _, err := e.networkRequest(rec); err != nil {
-		return nil, err
+	if checkNetworks(rec) == nil { // else the start says so
+		if _, err := e.networkRequest(rec); err != nil {
+			return nil, err
+		}
 	}
 	rec.Mounts, err = planMounts(cfg, host, kind == isolation.VM, func(ref string) ([]MountPlan, error) {
 		b, err := e.find(ref)
 		if err != nil {
-			return nil, err
+			return nil, notTheImage(err)
 		}
 		var plans []MountPlan
 		b.read(func(r *record, _ *live) { plans = slices.Clone(r.Mounts) })
@@ -153,7 +153,11 @@ func (e *Engine) planMachine(rec *record) error {
 	if err := e.hasMachines(); err != nil {
 		return err
 	}
-	p := parts{network: isolation.Network{Mode: isolation.NetworkMode(rec.Host.NetworkMode)}, parent: e.cfg.CgroupParent}
+	network := rec.networkKind()
+	if !fixed(string(network)) { // the start looks for it
+		network = isolation.NetworkNone
+	}
+	p := parts{network: isolation.Network{Mode: network}, parent: e.cfg.CgroupParent}
 	for _, m := range rec.Mounts {
 		if m.Type == mount.TypeTmpfs {
 			p.mounts = append(p.mounts, tmpfsMount(m))
@@ -261,28 +265,13 @@ func checkPlatform(want *ocispec.Platform, name string, img *image.Image) error 
 	return nil
 }
 
-// wantedNetworks reads NetworkingConfig, which must agree with NetworkMode.
-func wantedNetworks(n *dockernet.NetworkingConfig, h *container.HostConfig) (map[string]*dockernet.EndpointSettings, error) {
-	if n == nil {
-		return nil, nil
+// notTheImage makes an invalid request of an object that is not found: clients
+// take a 404 of create for a missing image, which they then pull.
+func notTheImage(err error) error {
+	if errdefs.IsNotFound(err) {
+		return invalid("%s", err)
 	}
-	out := map[string]*dockernet.EndpointSettings{}
-	for name, s := range n.EndpointsConfig {
-		if name == "default" {
-			name = string(h.NetworkMode)
-		}
-		if h.NetworkMode.IsContainer() && strings.HasPrefix(name, "container:") {
-			continue // clients name it as they were told; it has no settings of its own
-		}
-		if name != string(h.NetworkMode) {
-			return nil, refusef(errdefs.ErrInvalidArgument, "network %s not found (known: bridge, host, none)", name)
-		}
-		if s != nil && len(s.Links) > 0 {
-			return nil, invalid("cannot honour Links of network %s: links are not supported", name)
-		}
-		out[name] = s.Copy()
-	}
-	return out, nil
+	return err
 }
 
 // reserveName takes rec.Name, or gives it a generated one. Until the returned

@@ -31,6 +31,9 @@ func conflict(format string, args ...any) error {
 	return refusef(errdefs.ErrConflict, format, args...)
 }
 
+// ownMessage is a refusal of a start whose message is Docker's whole answer.
+type ownMessage struct{ refusal }
+
 // noSuch has Docker's words, which scripts look for.
 func noSuch(ref string) error {
 	return refusef(errdefs.ErrNotFound, "No such container: %s", ref)
@@ -51,6 +54,10 @@ const startFailed = 128
 // process's exit code.
 func startFailure(what string, err error) (error, int) {
 	var s *isolation.StartError
+	var whole *ownMessage
+	if errors.As(err, &whole) || errdefs.IsNotFound(err) || errdefs.IsConflict(err) {
+		return err, 128 // another container or network
+	}
 	if !errors.As(err, &s) {
 		return fmt.Errorf("%s: %w", what, err), startFailed
 	}

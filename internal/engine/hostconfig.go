@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 
 	"proa/internal/isolation"
@@ -82,8 +81,8 @@ func withDefaults(h *container.HostConfig, kind isolation.Kind) *container.HostC
 	if c.LogConfig.Config == nil {
 		c.LogConfig.Config = map[string]string{}
 	}
-	if c.RestartPolicy.Name == "" {
-		c.RestartPolicy.Name = container.RestartPolicyDisabled
+	if c.RestartPolicy.Name == "" { // old clients send a count with it, which means nothing
+		c.RestartPolicy = container.RestartPolicy{Name: container.RestartPolicyDisabled}
 	}
 	if c.ShmSize == 0 {
 		c.ShmSize = defaultShm
@@ -94,16 +93,32 @@ func withDefaults(h *container.HostConfig, kind isolation.Kind) *container.HostC
 	if c.CgroupnsMode == "" {
 		c.CgroupnsMode = container.CgroupnsModePrivate
 	}
-	switch {
-	case c.Privileged && c.MaskedPaths == nil:
-		c.MaskedPaths, c.ReadonlyPaths = []string{}, []string{}
-	default:
+	if !c.Privileged { // none at all there, and shown as null
 		if c.MaskedPaths == nil {
 			c.MaskedPaths = slices.Clone(defaultMasked)
 		}
 		if c.ReadonlyPaths == nil {
 			c.ReadonlyPaths = slices.Clone(defaultReadonly)
 		}
+	}
+	if c.DNS == nil {
+		c.DNS = []netip.Addr{}
+	}
+	if c.DNSOptions == nil {
+		c.DNSOptions = []string{}
+	}
+	if c.DNSSearch == nil {
+		c.DNSSearch = []string{}
+	}
+	if c.OomKillDisable == nil {
+		c.OomKillDisable = new(bool)
+	}
+	if c.MemorySwappiness != nil && *c.MemorySwappiness == -1 {
+		c.MemorySwappiness = nil // what clients send for "not set"
+	}
+	if c.PidsLimit != nil && *c.PidsLimit <= 0 {
+		none := int64(-1)
+		c.PidsLimit = &none
 	}
 	if c.Memory > 0 && c.MemorySwap == 0 {
 		c.MemorySwap = 2 * c.Memory // as much swap as memory
@@ -136,8 +151,8 @@ func checkHost(c *container.Config, h *container.HostConfig, kind isolation.Kind
 	if h.OomScoreAdj < -maxOOMAdjust || h.OomScoreAdj > maxOOMAdjust {
 		return invalid("invalid value %d, range for oom score adj is [-1000, 1000]", h.OomScoreAdj)
 	}
-	if h.VolumeDriver != "" && h.VolumeDriver != "local" {
-		return invalid("volume driver %q is not known (known: local)", h.VolumeDriver)
+	if _, empty := h.Annotations[""]; empty {
+		return invalid("invalid Annotations: the empty string is not permitted as an annotation key")
 	}
 	if h.Umask != nil && *h.Umask > 0o777 {
 		return invalid("invalid umask %o", *h.Umask)
@@ -166,13 +181,8 @@ func checkHost(c *container.Config, h *container.HostConfig, kind isolation.Kind
 // checkModes reads the namespaces that are wanted.
 func checkModes(c *container.Config, h *container.HostConfig, vm bool) error {
 	switch m := h.NetworkMode; {
-	case m == "none", m == "bridge", m == "host":
-	case m.IsContainer():
-		if m.ConnectedContainer() == "" {
-			return invalid("invalid network mode: %s", m)
-		}
-	default:
-		return refusef(errdefs.ErrInvalidArgument, "network %s not found (known: bridge, host, none)", m)
+	case m.IsContainer() && m.ConnectedContainer() == "":
+		return invalid("invalid network mode: %s", m)
 	}
 	if !h.PidMode.Valid() {
 		return invalid("invalid PID mode: %s", h.PidMode)
@@ -236,37 +246,11 @@ func checkResources(r *container.Resources) error {
 	case r.CPUQuota > 0 && r.CPUQuota < 1000:
 		return invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
 	}
-	for name, set := range map[string]string{"CpusetCpus": r.CpusetCpus, "CpusetMems": r.CpusetMems} {
-		if err := checkCPUSet(set); err != nil {
-			return invalid("invalid %s %q", name, set)
-		}
+	if err := checkCpusets(r.CpusetCpus, r.CpusetMems); err != nil {
+		return err
 	}
 	if strings.Contains(r.CgroupParent, "..") || strings.ContainsRune(r.CgroupParent, 0) {
 		return invalid("invalid cgroup parent %q", r.CgroupParent)
-	}
-	return nil
-}
-
-// checkCPUSet reads "0-3,7".
-func checkCPUSet(s string) error {
-	if s == "" {
-		return nil
-	}
-	for _, part := range strings.Split(s, ",") {
-		lo, hi, isRange := strings.Cut(part, "-")
-		a, err := strconv.ParseUint(lo, 10, 16)
-		if err != nil {
-			return err
-		}
-		if isRange {
-			b, err := strconv.ParseUint(hi, 10, 16)
-			if err != nil {
-				return err
-			}
-			if b < a {
-				return strconv.ErrRange
-			}
-		}
 	}
 	return nil
 }
@@ -339,14 +323,11 @@ func logOf(l container.LogConfig, path string) (isolation.Log, error) {
 	out := isolation.Log{Driver: l.Type, Path: path, MaxBytes: logMaxBytes, MaxFiles: logMaxFiles}
 	switch l.Type {
 	case "none":
-		if len(l.Config) > 0 {
-			return out, invalid("log driver none takes no options")
-		}
 		return isolation.Log{Driver: "none"}, nil
 	case "", "json-file":
 		out.Driver = "json-file"
 	default:
-		return out, invalid("logger: no log driver named '%s' is registered (known: json-file, none)", l.Type)
+		return out, invalid("error looking up logging plugin %s: plugin \"%s\" not found", l.Type, l.Type)
 	}
 	for k, v := range l.Config {
 		switch k {
@@ -367,7 +348,7 @@ func logOf(l container.LogConfig, path string) (isolation.Log, error) {
 			}
 			out.MaxFiles = n
 		default:
-			return out, invalid("unknown log opt '%s' for json-file log driver (known: max-size, max-file)", k)
+			return out, invalid("unknown log opt '%s' for json-file log driver", k)
 		}
 	}
 	return out, nil

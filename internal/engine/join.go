@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -70,16 +71,16 @@ func (e *Engine) resolveJoins(c *container.Config, h *container.HostConfig) (hos
 	var owner *Container
 	for i, j := range joins {
 		b, err := e.find(j.id)
+		if j.ns == "net" && errdefs.IsNotFound(err) {
+			continue // it may be made before the start, as with any other network
+		}
 		if err != nil {
-			return "", err
+			return "", notTheImage(err)
 		}
 		other := b.snap.Load()
 		mode := j.flag + " container:" + other.Name
 		if other.Kind != isolation.Container {
 			return "", invalid("cannot honour %s: it is a VM, whose namespaces belong to a kernel of its own", mode)
-		}
-		if err := shareable(j, other); err != nil {
-			return "", err
 		}
 		switch {
 		case !other.UserNS:
@@ -103,10 +104,22 @@ func (e *Engine) resolveJoins(c *container.Config, h *container.HostConfig) (hos
 	return host, nil
 }
 
-// shareable refuses shared memory that its owner keeps to itself.
-func shareable(j join, other *Container) error {
-	if m := other.Host.IpcMode; j.ns == "ipc" && !m.IsShareable() && !m.IsHost() {
-		return conflict("cannot join IPC of container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", other.Name)
+// runs reports whether there is a process whose namespaces can be entered.
+func (c *Container) runs() bool { return c.State.alive() && c.Pid != 0 }
+
+// joinable refuses, at a start, a container whose namespace cannot be entered now.
+func joinable(j join, what string, rec *record, other *Container) error {
+	switch m := other.Host.IpcMode; {
+	case other.ID == rec.ID:
+		return &ownMessage{refusal{errdefs.ErrInvalidArgument, errors.New("cannot join own " + what)}}
+	case other.Kind != isolation.Container:
+		return invalid("cannot join %s of container %s: it is a VM, whose namespaces belong to a kernel of its own", what, other.Name)
+	case !other.runs():
+		return conflict("cannot join %s of a non running container: %s", what, other.Name)
+	case j.ns == "ipc" && !m.IsShareable() && !m.IsHost():
+		return conflict("can't join IPC of container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", other.Name)
+	case other.UserNS != rec.UserNS && rec.UserNS:
+		return conflict("cannot join %s of container %s: it runs in the host's user namespace and this one was created for another; create it again", what, other.Name)
 	}
 	return nil
 }
@@ -118,9 +131,12 @@ func (e *Engine) openJoins(b *box, rec *record, p *parts, files *shim.Files) err
 		what := map[string]string{"net": "network", "pid": "PID", "ipc": "IPC"}[j.ns]
 		o, err := e.find(j.id)
 		if err != nil {
-			return refusef(errdefs.ErrFailedPrecondition, "cannot join %s of container %s: it was removed; create this container again with another one", what, short(j.id))
+			return err
 		}
 		other := o.snap.Load()
+		if err := joinable(j, what, rec, other); err != nil {
+			return err
+		}
 		open := func(ns string) error {
 			f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", other.Pid, ns))
 			if err != nil {
@@ -131,10 +147,6 @@ func (e *Engine) openJoins(b *box, rec *record, p *parts, files *shim.Files) err
 			}
 			p.join[ns] = files.Add(f)
 			return nil
-		}
-		runs := func(c *Container) bool { return c.State.alive() && c.Pid != 0 }
-		if !runs(other) {
-			return conflict("cannot join %s of a non running container: %s", what, other.Name)
 		}
 		if err := open(j.ns); err != nil {
 			return err
@@ -158,7 +170,7 @@ func (e *Engine) openJoins(b *box, rec *record, p *parts, files *shim.Files) err
 			p.shm = files.Add(shm)
 		}
 		// The number of a process that ended may be another's by now.
-		if now := o.snap.Load(); !runs(now) || now.Pid != other.Pid {
+		if now := o.snap.Load(); !now.runs() || now.Pid != other.Pid {
 			return conflict("cannot join %s of a non running container: %s", what, other.Name)
 		}
 	}

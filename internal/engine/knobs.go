@@ -35,7 +35,7 @@ var knobs = map[string]knob{
 	"PortBindings":    {do: honour},
 	"RestartPolicy":   {do: honour},
 	"AutoRemove":      {do: honour},
-	"VolumeDriver":    {do: honour}, // "local" only
+	"VolumeDriver":    {do: honour}, // "local" only, as soon as a volume needs one
 	"VolumesFrom":     {do: honour},
 	"ConsoleSize":     {do: honour},
 	"Annotations":     {do: keep, why: "for the client's own use"},

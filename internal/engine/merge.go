@@ -67,6 +67,8 @@ func merge(want *container.Config, img dockerspec.DockerOCIImageConfig) (*contai
 			c.Volumes = map[string]struct{}{}
 		}
 		maps.Copy(c.Volumes, want.Volumes)
+	} else {
+		c.Volumes = nil
 	}
 	if len(want.ExposedPorts)+len(img.ExposedPorts) > 0 {
 		c.ExposedPorts = maps.Clone(want.ExposedPorts)
@@ -158,9 +160,6 @@ func checkConfig(c *container.Config) error {
 		if h.Retries < 0 {
 			return invalid("Retries in Healthcheck cannot be negative")
 		}
-	}
-	if c.NetworkDisabled {
-		return invalid("NetworkDisabled is not supported: use --network none")
 	}
 	return nil
 }

@@ -91,7 +91,6 @@ func TestConfigRefusals(t *testing.T) {
 		"hostname":            {Hostname: "a/b"},
 		"Healthcheck":         {Healthcheck: &container.HealthConfig{Interval: 3}},
 		"zero byte":           {Cmd: []string{"a\x00b"}},
-		"NetworkDisabled":     {NetworkDisabled: true},
 		"invalid domain name": {Domainname: strings.Repeat("x", 65)},
 	} {
 		c.Entrypoint = []string{"x"}

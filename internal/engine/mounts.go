@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
+
+	"proa/internal/volume"
 )
 
 // MountPlan is one wanted mount, kept in the record. Files are opened from it
@@ -39,7 +42,7 @@ func (p *MountPlan) point(volumePath string) container.MountPoint {
 	m := container.MountPoint{Type: p.Type, Source: p.Source, Destination: p.Target, Mode: p.Text, RW: !p.Readonly, Propagation: p.Propagation}
 	switch p.Type {
 	case mount.TypeVolume:
-		m.Name, m.Source, m.Driver = p.Volume, volumePath, "local"
+		m.Name, m.Source, m.Driver = p.Volume, volumePath, volume.Driver
 	case mount.TypeBind:
 		if m.Propagation == "" {
 			m.Propagation = mount.PropagationRPrivate
@@ -61,9 +64,12 @@ func planMounts(c *container.Config, h *container.HostConfig, vm bool, from func
 	byTarget := map[string]MountPlan{}
 	inherited := map[string]bool{}
 	for _, ref := range h.VolumesFrom {
+		if ref == "" {
+			return nil, invalid("volumes-from specification cannot be an empty string")
+		}
 		name, mode, _ := strings.Cut(ref, ":")
 		if mode != "" && mode != "ro" && mode != "rw" && mode != "z" && mode != "Z" {
-			return nil, invalid("invalid mode %q for volumes from %s", mode, name)
+			return nil, invalid("invalid mode: %s", mode)
 		}
 		plans, err := from(name)
 		if err != nil {
@@ -93,6 +99,12 @@ func planMounts(c *container.Config, h *container.HostConfig, vm bool, from func
 	}
 	for _, b := range h.Binds {
 		p, err := parseBind(b)
+		if err == nil {
+			err = checkVolumeDriver(p, h.VolumeDriver)
+		}
+		if p.Type == mount.TypeVolume && p.Text == "" {
+			p.Text = "z" // what Docker shows of a volume without a mode
+		}
 		if err == nil {
 			err = add(p)
 		}
@@ -127,6 +139,9 @@ func planMounts(c *container.Config, h *container.HostConfig, vm bool, from func
 			return nil, err
 		}
 		if _, taken := byTarget[p.Target]; !taken {
+			if err := checkVolumeDriver(p, h.VolumeDriver); err != nil {
+				return nil, err
+			}
 			byTarget[p.Target] = p
 		}
 	}
@@ -146,6 +161,15 @@ func planMounts(c *container.Config, h *container.HostConfig, vm bool, from func
 		return strings.Compare(a.Target, b.Target)
 	})
 	return out, nil
+}
+
+// checkVolumeDriver refuses a driver that does not exist as soon as a volume
+// would be made by it; until then its name is only kept, as in Docker.
+func checkVolumeDriver(p MountPlan, driver string) error {
+	if p.Type != mount.TypeVolume || driver == "" || driver == volume.Driver {
+		return nil
+	}
+	return volume.NoDriver(cmp.Or(p.Volume, newID()), driver)
 }
 
 func checkTarget(p *MountPlan) error {
@@ -273,8 +297,8 @@ func planOf(m mount.Mount) (MountPlan, error) {
 				return bad("invalid subpath %q", o.Subpath)
 			}
 			if d := o.DriverConfig; d != nil {
-				if d.Name != "" && d.Name != "local" {
-					return bad("volume driver %q is not known (known: local)", d.Name)
+				if err := checkVolumeDriver(p, d.Name); err != nil {
+					return p, err
 				}
 				p.DriverOpts = d.Options
 			}

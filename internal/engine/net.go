@@ -3,22 +3,105 @@ package engine
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 	dockernet "github.com/moby/moby/api/types/network"
 
 	"proa/internal/isolation"
 	"proa/internal/network"
 )
 
+// wantedNetworks reads NetworkingConfig. What is in it is kept as it is; the
+// start refuses networks that there are not, because clients may make them
+// between create and start.
+func wantedNetworks(n *dockernet.NetworkingConfig, h *container.HostConfig) (map[string]*dockernet.EndpointSettings, error) {
+	if n == nil {
+		return nil, nil
+	}
+	out := map[string]*dockernet.EndpointSettings{}
+	for name, s := range n.EndpointsConfig {
+		if name == "default" {
+			name = string(h.NetworkMode)
+		}
+		if h.NetworkMode.IsContainer() && strings.HasPrefix(name, "container:") {
+			continue // clients name it as they were told; it has no settings of its own
+		}
+		if s != nil && len(s.Links) > 0 {
+			return nil, invalid("cannot honour Links of network %s: links are not supported", name)
+		}
+		for key := range endpointOpts(s) {
+			return nil, invalid("cannot honour driver option %s of network %s: it is not supported", key, name)
+		}
+		out[name] = s.Copy()
+	}
+	if names := slices.Sorted(maps.Keys(out)); len(names) > 1 && !slices.ContainsFunc(names, func(n string) bool { return !fixed(n) }) {
+		return nil, invalid("Container cannot be connected to network endpoints: %s", strings.Join(names, ", "))
+	}
+	return out, nil
+}
+
+// endpointOpts are the driver options that would do something in Docker; it
+// keeps and shows any other without an effect, and so does the engine.
+func endpointOpts(s *dockernet.EndpointSettings) map[string]string {
+	out := map[string]string{}
+	if s == nil {
+		return out
+	}
+	for k, v := range s.DriverOpts {
+		if strings.HasPrefix(k, "com.docker.network.") {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// fixed reports whether a network is one of the three that always exist.
+func fixed(name string) bool { return name == "bridge" || name == "host" || name == "none" }
+
+// checkNetworks refuses networks that there are not. Those of the users' own
+// are not served yet, so it has the answer of a Docker without any.
+func checkNetworks(rec *record) error {
+	mode := rec.Host.NetworkMode
+	if rec.Config.NetworkDisabled || mode.IsContainer() {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(rec.Networking)) {
+		if !fixed(name) {
+			return refusef(errdefs.ErrNotFound, "network %s not found", name)
+		}
+		if s := rec.Networking[name]; s != nil && len(s.Aliases) > 0 {
+			return &ownMessage{refusal{errdefs.ErrInvalidArgument, errors.New("network-scoped alias is supported only for containers in user defined networks")}}
+		}
+		if name != string(mode) && fixed(string(mode)) {
+			return conflict("container cannot be connected to network %s: its network mode is %s", name, mode)
+		}
+	}
+	if !fixed(string(mode)) {
+		return refusef(errdefs.ErrNotFound, "network %s not found", mode)
+	}
+	return nil
+}
+
+// networkKind is what a container is plugged into.
+func (r *record) networkKind() isolation.NetworkMode {
+	if r.Config.NetworkDisabled && !r.Host.NetworkMode.IsHost() && !r.Host.NetworkMode.IsContainer() {
+		return isolation.NetworkNone
+	}
+	return isolation.NetworkMode(r.Host.NetworkMode)
+}
+
 // networkRequest reads what a container wants of the network.
 func (e *Engine) networkRequest(rec *record) (network.Request, error) {
 	h, c := rec.Host, rec.Config
 	req := network.Request{
-		Kind: isolation.NetworkMode(h.NetworkMode), Hostname: c.Hostname, Domain: c.Domainname,
+		Kind: rec.networkKind(), Hostname: c.Hostname, Domain: c.Domainname,
 		DNSSearch: h.DNSSearch, DNSOptions: h.DNSOptions, ExtraHosts: h.ExtraHosts,
 	}
 	if req.Hostname == "" {
@@ -28,12 +111,6 @@ func (e *Engine) networkRequest(rec *record) (network.Request, error) {
 		req.DNS = append(req.DNS, a.String())
 	}
 	if s := rec.Networking[string(h.NetworkMode)]; s != nil {
-		if len(s.Aliases) > 0 {
-			return req, invalid("network-scoped alias is supported only for containers in user defined networks")
-		}
-		if len(s.DriverOpts) > 0 {
-			return req, invalid("cannot honour driver options of network %s: none are known", h.NetworkMode)
-		}
 		req.MAC = s.MacAddress.String()
 		if ip := s.IPAMConfig; ip != nil {
 			if ip.IPv6Address.IsValid() || len(ip.LinkLocalIPs) > 0 {
@@ -112,8 +189,14 @@ func (l *live) takeNetwork(r *record, ep *network.Endpoint) {
 	if ep.MAC != "" {
 		_ = s.MacAddress.UnmarshalText([]byte(ep.MAC)) // the network room made it
 	}
-	l.endpoint = map[string]*dockernet.EndpointSettings{string(r.Host.NetworkMode): s}
-	l.ports = boundPorts(ep.Ports, r.Config.ExposedPorts)
+	l.endpoint, l.ports = map[string]*dockernet.EndpointSettings{}, dockernet.PortMap{}
+	if r.Config.NetworkDisabled {
+		return
+	}
+	l.endpoint[string(r.Host.NetworkMode)] = s
+	if r.networkKind() == isolation.NetworkBridge {
+		l.ports = boundPorts(ep.Ports, r.Config.ExposedPorts)
+	}
 }
 
 func (l *live) forgetNetwork() {

@@ -318,6 +318,9 @@ func (e *Engine) reserveNetwork(ctx context.Context, b *box, rec *record, p *par
 	if rec.Host.NetworkMode.IsContainer() {
 		return nil, nil // another container's, which openJoins has opened
 	}
+	if err := checkNetworks(rec); err != nil {
+		return nil, err
+	}
 	req, err := e.networkRequest(rec)
 	if err != nil {
 		return nil, err

@@ -164,10 +164,14 @@ func applyUpdate(h *container.HostConfig, u *container.UpdateConfig) error {
 		h.CpusetMems = rest.CpusetMems
 	}
 	if rest.PidsLimit != nil {
-		h.PidsLimit = rest.PidsLimit
+		n := max(0, *rest.PidsLimit) // 0: none, as Docker shows it
+		h.PidsLimit = &n
 	}
 	rest.CpusetCpus, rest.CpusetMems, rest.PidsLimit = "", "", nil
 	if err := checkKnobs(&container.HostConfig{Resources: rest}); err != nil {
+		return err
+	}
+	if err := checkResources(&rest); err != nil { // what is honoured only while it is not set
 		return err
 	}
 	if len(rest.Devices) > 0 || len(rest.Ulimits) > 0 || rest.CgroupParent != "" {

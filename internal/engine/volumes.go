@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -18,10 +19,11 @@ import (
 // the record came first, so a crash in between leaves work and no orphan.
 func (e *Engine) makeVolumes(ctx context.Context, b *box) error {
 	var plans []MountPlan
-	b.read(func(r *record, _ *live) { plans = r.Mounts })
+	var flags map[string]string // --tmpfs, which inspect shows in HostConfig alone
+	b.read(func(r *record, _ *live) { plans, flags = r.Mounts, r.Host.Tmpfs })
 	points := make([]container.MountPoint, 0, len(plans))
 	for _, m := range plans {
-		path := ""
+		dir := ""
 		if m.Type == mount.TypeVolume {
 			labels := m.Labels
 			if m.Anonymous {
@@ -34,12 +36,25 @@ func (e *Engine) makeVolumes(ctx context.Context, b *box) error {
 			if err := e.cfg.Volumes.Hold(ctx, nil, m.Volume, holder(b.id)); err != nil {
 				return err
 			}
-			path = v.Mountpoint
+			dir = v.Mountpoint
 		}
-		points = append(points, m.point(path))
+		if m.Type == mount.TypeTmpfs && isFlag(flags, m.Target) {
+			continue
+		}
+		points = append(points, m.point(dir))
 	}
 	b.change(func(_ *record, l *live) { l.points = points })
 	return nil
+}
+
+// isFlag reports whether one of the paths of --tmpfs is target.
+func isFlag(tmpfs map[string]string, target string) bool {
+	for p := range tmpfs {
+		if path.Clean(p) == target {
+			return true
+		}
+	}
+	return false
 }
 
 // openVolume opens a volume's directory, or what Subpath names in it, which

@@ -166,7 +166,7 @@ func (s *Store) volume(name string, r record) *Volume {
 // is not supported, errdefs.ErrNotFound for another driver.
 func (s *Store) Create(ctx context.Context, name, driver string, labels, opts map[string]string) (*Volume, error) {
 	if driver != "" && driver != Driver {
-		return nil, fmt.Errorf("cannot create volume: there is no driver %q, only %q: %w", driver, Driver, errdefs.ErrNotFound)
+		return nil, NoDriver(name, driver)
 	}
 	if err := checkOptions(opts); err != nil {
 		return nil, fmt.Errorf("cannot create volume: %w", err)
@@ -200,6 +200,11 @@ func (s *Store) Create(ctx context.Context, name, driver string, labels, opts ma
 		return nil, fmt.Errorf("cannot create volume %q: %w", name, full(err))
 	}
 	return s.volume(name, rec), nil
+}
+
+// NoDriver is the error of a volume whose driver does not exist, with Docker's message.
+func NoDriver(name, driver string) error {
+	return fmt.Errorf("create %s: error looking up volume plugin %s: plugin \"%s\" not found: %w", name, driver, driver, errdefs.ErrNotFound)
 }
 
 func (s *Store) makeDir(name string) error {

@@ -129,6 +129,19 @@ func TestFaultsOfRequests(t *testing.T) {
 		{"C3", testNamesWithSlashes},
 		{"D01", testCLIProbes},
 		{"D05", testSystemPrune},
+		{"C4", testNotFoundAtCreate},
+		{"A18", testRefusedAtCreate},
+		{"A19.3", testCreateMessages},
+		{"A19.4", testExtraHostsOfABuild},
+		{"C28", testCPUsThatAreNotThere},
+		{"C29", testTakenAtCreate},
+		{"C29 HOME", testEmptyHome},
+		{"C29 Content-Type", testContentTypes},
+		{"D07", testNameWithASlash},
+		{"D21", testNamelessPolicy},
+		{"C20", testInspect},
+		{"C20.7", testPidsLimit},
+		{"D27", testInspectOfCreated},
 	} {
 		t.Run(row.name, func(t *testing.T) { row.test(t, s) })
 	}

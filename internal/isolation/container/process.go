@@ -37,8 +37,10 @@ func (c *instance) finish(p *sys.Program, s *isolation.Process, user who, io *st
 	})
 	p.DieWithParent()
 	env, search := s.Env, defaultPath
-	if !slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") }) {
-		env = append(slices.Clone(env), "HOME="+user.home)
+	// An empty HOME is filled in as well, as by runc.
+	if !slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") && kv != "HOME=" }) {
+		env = slices.DeleteFunc(slices.Clone(env), func(kv string) bool { return kv == "HOME=" })
+		env = append(env, "HOME="+user.home)
 	}
 	for _, kv := range env {
 		if v, ok := strings.CutPrefix(kv, "PATH="); ok {

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -56,6 +57,7 @@ func environment(env []string, home string, terminal bool) []string {
 		}
 	}
 	set("PATH", defaultPath)
+	env = slices.DeleteFunc(env, func(kv string) bool { return kv == "HOME=" }) // filled in as well, as by runc
 	set("HOME", home)
 	if terminal {
 		set("TERM", "xterm")
