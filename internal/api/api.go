@@ -9,6 +9,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"proa/internal/api/versions"
 	"proa/internal/builder"
 	"proa/internal/engine"
 	"proa/internal/failure"
@@ -112,7 +114,8 @@ func New(r Rooms) *Server {
 type call struct {
 	http.ResponseWriter
 	*http.Request
-	version int // minor version of the API, 1.x
+	version int    // minor version of the API, 1.x
+	route   string // of the table, as internal/api/versions names it
 	started bool
 }
 
@@ -195,7 +198,7 @@ func (s *Server) handle(rt route) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, stop := outlive(r, rt.lifetime(r))
 		defer stop()
-		c := &call{ResponseWriter: w, Request: r.WithContext(ctx), version: minorOf(MaxVersion)}
+		c := &call{ResponseWriter: w, Request: r.WithContext(ctx), version: versions.Newest, route: rt.method + " " + rt.path}
 		if v, ok := r.Context().Value(versionKey{}).(int); ok {
 			c.version = v
 		}
@@ -267,22 +270,34 @@ func bad(format string, args ...any) error { return &badRequest{fmt.Errorf(forma
 func writeError(w http.ResponseWriter, status int, message string, exitCode int) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(struct {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(struct {
 		Message  string `json:"message"`
 		ExitCode int    `json:"exitCode,omitempty"`
 	}{message, exitCode})
 }
 
-// reply encodes an answer.
+// reply encodes an answer, in the shape of the client's version.
 func (c *call) reply(status int, v any) error {
-	b, err := json.Marshal(v)
+	b, err := versions.Answer(c.route, c.version, v)
 	if err != nil {
 		return err
 	}
 	c.started = true
 	c.Header().Set("Content-Type", "application/json")
 	c.WriteHeader(status)
-	_, err = c.Write(append(b, '\n'))
+	_, err = c.Write(b)
+	return err
+}
+
+// encode writes one document of a stream, in the shape of the client's version.
+func (c *call) encode(v any) error {
+	b, err := versions.Answer(c.route, c.version, v)
+	if err != nil {
+		return err
+	}
+	_, err = c.Write(b)
 	return err
 }
 
@@ -306,7 +321,16 @@ func (c *call) decode(v any, optional bool) error {
 	}
 	rc := http.NewResponseController(c.ResponseWriter)
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTime))
-	dec := json.NewDecoder(http.MaxBytesReader(c.ResponseWriter, c.Body, maxBody))
+	var body io.Reader = http.MaxBytesReader(c.ResponseWriter, c.Body, maxBody)
+	if versions.Rewrites(c.route, c.version) {
+		b, err := io.ReadAll(body)
+		if err != nil {
+			c.Header().Set("Connection", "close")
+			return bad("cannot read the request: %w", err)
+		}
+		body = bytes.NewReader(versions.Request(c.route, c.version, b))
+	}
+	dec := json.NewDecoder(body)
 	if err := dec.Decode(v); err != nil {
 		if optional && c.ContentLength <= 0 && errors.Is(err, io.EOF) {
 			return rc.SetReadDeadline(noDeadline)

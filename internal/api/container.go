@@ -2,7 +2,6 @@ package api
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -97,10 +96,7 @@ func (s *Server) containerInspect(c *call) error {
 		}
 		out.SizeRw, out.SizeRootFs = &sz.RW, &sz.RootFS
 	}
-	if c.version >= 52 {
-		return c.reply(http.StatusOK, out)
-	}
-	return c.reply(http.StatusOK, legacyInspect{out, legacyNetwork(out.NetworkSettings)})
+	return c.reply(http.StatusOK, out)
 }
 
 func (s *Server) strategy() string {
@@ -277,7 +273,7 @@ func (s *Server) containerWait(c *call) error {
 	if r.Error != "" {
 		out.Error = &container.WaitExitError{Message: r.Error}
 	}
-	return json.NewEncoder(c).Encode(out)
+	return c.encode(out)
 }
 
 // attachOptions reads the query of attach.
@@ -425,12 +421,11 @@ func (s *Server) containerStats(c *call) error {
 	c.started = true
 	c.Header().Set("Content-Type", "application/json")
 	c.WriteHeader(http.StatusOK)
-	enc := json.NewEncoder(c)
 	if oneShot {
-		return enc.Encode(stats(prev, nil))
+		return c.encode(stats(prev, nil))
 	}
 	if stream {
-		if err := enc.Encode(stats(prev, nil)); err != nil {
+		if err := c.encode(stats(prev, nil)); err != nil {
 			return err
 		}
 		c.flush()
@@ -447,7 +442,7 @@ func (s *Server) containerStats(c *call) error {
 		if err != nil {
 			return err
 		}
-		if err := enc.Encode(stats(now, prev)); err != nil || !stream {
+		if err := c.encode(stats(now, prev)); err != nil || !stream {
 			return err
 		}
 		c.flush()
@@ -462,9 +457,6 @@ func (s *Server) execCreate(c *call) error {
 	}
 	if len(r.Cmd) == 0 {
 		return bad("No exec command specified")
-	}
-	if c.version < 42 {
-		r.ConsoleSize = nil
 	}
 	id, err := s.Engine.ExecCreate(c.Context(), c.PathValue("id"), r)
 	if err != nil {
@@ -487,7 +479,7 @@ func (s *Server) execStart(c *call) error {
 		return err
 	}
 	o := engine.ExecStartOptions{Detach: r.Detach, Tty: r.Tty}
-	if r.ConsoleSize != nil && r.Tty && c.version >= 42 {
+	if r.ConsoleSize != nil && r.Tty {
 		o.Rows, o.Cols = uint16(r.ConsoleSize[0]), uint16(r.ConsoleSize[1])
 	}
 	if r.Detach {

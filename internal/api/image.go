@@ -57,6 +57,7 @@ func (m *messages) send(v any) {
 		m.c.Header().Set("Content-Type", "application/json")
 		m.c.WriteHeader(http.StatusOK)
 		m.enc = json.NewEncoder(m.c)
+		m.enc.SetEscapeHTML(false)
 	}
 	_ = m.enc.Encode(v)
 	m.c.flush()

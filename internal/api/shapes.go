@@ -2,7 +2,6 @@ package api
 
 import (
 	"fmt"
-	"net/netip"
 	"sort"
 	"strings"
 	"time"
@@ -234,45 +233,6 @@ func hostConfig(h *container.HostConfig) *container.HostConfig {
 	shown := *h
 	shown.PidsLimit = nil
 	return &shown
-}
-
-// legacyInspect adds what clients before API 1.52 read: the default network's
-// address at the top of NetworkSettings.
-type legacyInspect struct {
-	inspected
-	NetworkSettings legacyNetworkSettings
-}
-
-type legacyNetworkSettings struct {
-	*container.NetworkSettings
-	Bridge              string
-	HairpinMode         bool
-	EndpointID          string
-	Gateway             string
-	GlobalIPv6Address   string
-	GlobalIPv6PrefixLen int
-	IPAddress           string
-	IPPrefixLen         int
-	IPv6Gateway         string
-	MacAddress          string
-}
-
-func legacyNetwork(n *container.NetworkSettings) legacyNetworkSettings {
-	out := legacyNetworkSettings{NetworkSettings: n}
-	ep := n.Networks["bridge"]
-	if ep == nil {
-		return out
-	}
-	text := func(a netip.Addr) string {
-		if !a.IsValid() {
-			return ""
-		}
-		return a.String()
-	}
-	out.EndpointID, out.IPAddress, out.IPPrefixLen, out.Gateway = ep.EndpointID, text(ep.IPAddress), ep.IPPrefixLen, text(ep.Gateway)
-	out.GlobalIPv6Address, out.GlobalIPv6PrefixLen, out.IPv6Gateway = text(ep.GlobalIPv6Address), ep.GlobalIPv6PrefixLen, text(ep.IPv6Gateway)
-	out.MacAddress = ep.MacAddress.String()
-	return out
 }
 
 // stats is one reading in Docker's shape, with the one before it.

@@ -1,7 +1,7 @@
 package api
 
 import (
-	"encoding/json"
+	"context"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -116,9 +116,8 @@ func (s *Server) events(c *call) error {
 	c.Header().Set("Content-Type", "application/json")
 	c.WriteHeader(http.StatusOK)
 	c.flush()
-	enc := json.NewEncoder(c)
 	for m := range ch {
-		if err := enc.Encode(m); err != nil {
+		if err := c.encode(m); err != nil {
 			return err
 		}
 		c.flush()
@@ -134,65 +133,123 @@ func (s *Server) doctor(c *call) error {
 	return c.reply(http.StatusOK, checks)
 }
 
-// diskUsage answers in today's shape and, for clients before API 1.52, in the
-// older one as well: their fields do not meet.
+// diskUsage is the answer of system/df: a sum of each kind of object and, unless
+// verbose was asked for, the lists of API 1.51 and before beside it, which
+// clients that name no version still read.
+type diskUsage struct {
+	system.DiskUsage
+	LayersSize int64                `json:",omitempty"`
+	Images     []imagetypes.Summary `json:",omitzero"`
+	Containers []container.Summary  `json:",omitzero"`
+	Volumes    []volumetypes.Volume `json:",omitzero"`
+	BuildCache []build.CacheRecord  `json:",omitzero"`
+}
+
 func (s *Server) diskUsage(c *call) error {
 	ctx := c.Context()
-	u, err := s.Images.Usage(ctx)
+	kinds, err := usageKinds(c)
 	if err != nil {
 		return err
 	}
-	imgs := &imagetypes.DiskUsage{TotalSize: u.Total(), TotalCount: int64(len(u.Images)), Items: []imagetypes.Summary{}}
+	old := c.version < 52 || !c.flag("verbose")
+	var out diskUsage
+	if kinds[system.ImageObject] {
+		if out.ImageUsage, err = s.imageUsage(ctx); err != nil {
+			return err
+		}
+		if old {
+			out.LayersSize, out.Images = out.ImageUsage.TotalSize, out.ImageUsage.Items
+		}
+	}
+	if kinds[system.ContainerObject] {
+		if out.ContainerUsage, err = s.containersUsage(ctx); err != nil {
+			return err
+		}
+		if old {
+			out.Containers = out.ContainerUsage.Items
+		}
+	}
+	if kinds[system.VolumeObject] {
+		if out.VolumeUsage, err = s.volumeUsage(ctx); err != nil {
+			return err
+		}
+		if old {
+			out.Volumes = out.VolumeUsage.Items
+		}
+	}
+	if kinds[system.BuildCacheObject] {
+		if out.BuildCacheUsage, err = s.buildUsage(ctx); err != nil {
+			return err
+		}
+		if old {
+			out.BuildCache = out.BuildCacheUsage.Items
+		}
+	}
+	return c.reply(http.StatusOK, out)
+}
+
+// usageKinds are the kinds of objects that the query wants the usage of: all
+// unless it names some, which it may from 1.42 on.
+func usageKinds(c *call) (map[system.DiskUsageObject]bool, error) {
+	all := map[system.DiskUsageObject]bool{
+		system.ImageObject: true, system.ContainerObject: true, system.VolumeObject: true, system.BuildCacheObject: true,
+	}
+	names := c.URL.Query()["type"]
+	if c.version < 42 || len(names) == 0 {
+		return all, nil
+	}
+	out := map[system.DiskUsageObject]bool{}
+	for _, n := range names {
+		if !all[system.DiskUsageObject(n)] {
+			return nil, bad("unknown object type: %s", n)
+		}
+		out[system.DiskUsageObject(n)] = true
+	}
+	return out, nil
+}
+
+func (s *Server) imageUsage(ctx context.Context) (*imagetypes.DiskUsage, error) {
+	u, err := s.Images.Usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &imagetypes.DiskUsage{TotalSize: u.Total(), TotalCount: int64(len(u.Images)), Items: []imagetypes.Summary{}}
 	var used int64
 	for _, i := range u.Images {
-		imgs.Items = append(imgs.Items, imageSummary(i))
+		out.Items = append(out.Items, imageSummary(i))
 		if i.Holders > 0 {
-			imgs.ActiveCount++
+			out.ActiveCount++
 			used += i.Size
 		}
 	}
-	imgs.Reclaimable = max(0, imgs.TotalSize-used)
+	out.Reclaimable = max(0, out.TotalSize-used)
+	return out, nil
+}
+
+func (s *Server) containersUsage(ctx context.Context) (*container.DiskUsage, error) {
 	list, err := s.Engine.List(ctx, engine.ListOptions{All: true})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	cts := &container.DiskUsage{TotalCount: int64(len(list)), Items: []container.Summary{}}
+	out := &container.DiskUsage{TotalCount: int64(len(list)), Items: []container.Summary{}}
 	for _, ct := range list {
 		sum := summary(ct)
 		sz, err := s.Engine.Size(ctx, ct.ID)
 		if errdefs.IsNotFound(err) {
 			continue
 		} else if err != nil {
-			return err
+			return nil, err
 		}
 		sum.SizeRw, sum.SizeRootFs = sz.RW, sz.RootFS
-		cts.TotalSize += sz.RW
+		out.TotalSize += sz.RW
 		if ct.State == engine.Running || ct.State == engine.Paused || ct.State == engine.Restarting {
-			cts.ActiveCount++
+			out.ActiveCount++
 		} else {
-			cts.Reclaimable += sz.RW
+			out.Reclaimable += sz.RW
 		}
-		cts.Items = append(cts.Items, sum)
+		out.Items = append(out.Items, sum)
 	}
-	vols, err := s.volumeUsage(ctx)
-	if err != nil {
-		return err
-	}
-	caches, err := s.buildUsage(ctx)
-	if err != nil {
-		return err
-	}
-	now := system.DiskUsage{ImageUsage: imgs, ContainerUsage: cts, VolumeUsage: vols, BuildCacheUsage: caches}
-	if c.version >= 52 {
-		return c.reply(http.StatusOK, now)
-	}
-	return c.reply(http.StatusOK, struct {
-		LayersSize int64
-		Images     []imagetypes.Summary
-		Containers []container.Summary
-		Volumes    []volumetypes.Volume
-		BuildCache []build.CacheRecord
-	}{u.Total(), imgs.Items, cts.Items, vols.Items, caches.Items})
+	return out, nil
 }
 
 // networks are the three that there are.
