@@ -138,6 +138,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Api-Version", MaxVersion)
 	h.Set("Ostype", runtime.GOOS)
 	h.Set("Docker-Experimental", "false")
+	if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+		s.Builders.Call(w, r) // as Docker: BuildKit's API for clients that know HTTP/2 beforehand
+		return
+	}
 	if p := clean(r.URL.Path); p != r.URL.Path {
 		u := *r.URL
 		u.Path, u.RawPath = p, ""

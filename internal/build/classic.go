@@ -24,6 +24,8 @@ import (
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth/authprovider"
+	"github.com/moby/buildkit/session/filesync"
+	"github.com/moby/buildkit/session/grpchijack"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/entitlements"
 	"github.com/tonistiigi/fsutil"
@@ -270,6 +272,7 @@ func (req *request) outputs(q url.Values) error {
 
 // build is POST /build.
 func (c *classic) build(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Connection", "close") // a body that was not read to its end is in no other request's way
 	req, err := readRequest(r)
 	if err != nil {
 		fail(w, http.StatusBadRequest, err)
@@ -294,7 +297,7 @@ func (c *classic) build(w http.ResponseWriter, r *http.Request) {
 	_ = http.NewResponseController(w).EnableFullDuplex()
 	s := &stream{w: w, quiet: req.quiet}
 	if req.v2 && req.session != "" {
-		err = c.solveInSession(ctx, req, s)
+		err = c.solveInSession(ctx, req, r, s)
 	} else {
 		err = c.solve(ctx, req, r, s)
 	}
@@ -328,11 +331,7 @@ func (c *classic) solve(ctx context.Context, req *request, r *http.Request, s *s
 	if req.remote != "" {
 		req.opt.FrontendAttrs["context"] = req.remote
 	} else {
-		c.b.boundFiles() // the archive is kept in files
-		files, err := tarfs.Read(ctx, r.Body, "")
-		if errors.Is(err, syscall.EFBIG) {
-			return fmt.Errorf("%w\nhint: %s", err, c.b.fileBound())
-		}
+		files, err := c.archive(ctx, r)
 		if err != nil {
 			return err
 		}
@@ -361,6 +360,38 @@ func (c *classic) solve(ctx context.Context, req *request, r *http.Request, s *s
 	return nil
 }
 
+// archive reads the build context from a request's body.
+func (c *classic) archive(ctx context.Context, r *http.Request) (*tarfs.FS, error) {
+	c.b.boundFiles() // the archive is kept in files
+	files, err := tarfs.Read(ctx, r.Body, "")
+	if errors.Is(err, syscall.EFBIG) {
+		return nil, fmt.Errorf("%w\nhint: %s", err, c.b.fileBound())
+	}
+	return files, err
+}
+
+// offer serves files as the directories of a build, in a session of their own
+// beside the client's, until stop is called.
+func offer(ctx context.Context, self *client.Client, files *tarfs.FS, attrs map[string]string) (stop func(), err error) {
+	own, err := session.NewSession(ctx, files.SharedKey())
+	if err != nil {
+		return nil, fmt.Errorf("cannot offer the build context: %w", err)
+	}
+	own.Allow(filesync.NewFSSyncProvider(filesync.StaticDirSource{"context": files, "dockerfile": files}))
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = own.Run(ctx, grpchijack.Dialer(self.ControlClient())) // a build that misses it says so
+	}()
+	attrs["local-sessionid:context"], attrs["local-sessionid:dockerfile"] = own.ID(), own.ID()
+	return func() {
+		cancel()
+		_ = own.Close()
+		<-ended
+	}, nil
+}
+
 // auth gives what the client sent for a registry.
 func (req *request) auth(_ context.Context, host string, _ []string, _ authprovider.ExpireCachedAuthCheck) (clitypes.AuthConfig, error) {
 	if host == authprovider.DockerHubRegistryHost {
@@ -375,14 +406,28 @@ func (req *request) auth(_ context.Context, host string, _ []string, _ authprovi
 }
 
 // solveInSession builds for a client that has attached a session and reads
-// BuildKit's own messages (docker 18.09 to 22, docker-py with a session).
-func (c *classic) solveInSession(ctx context.Context, req *request, s *stream) error {
+// BuildKit's own messages (docker 18.09 to 22, dockerode). The context is the
+// session's where remote says so, and else the body (moby's buildkit builder).
+func (c *classic) solveInSession(ctx context.Context, req *request, r *http.Request, s *stream) error {
 	self, err := c.connect(ctx)
 	if err != nil {
 		return err
 	}
 	attrs := req.opt.FrontendAttrs
-	if req.remote != "" && req.remote != "client-session" {
+	switch req.remote {
+	case "client-session":
+	case "":
+		files, err := c.archive(ctx, r)
+		if err != nil {
+			return err
+		}
+		defer files.Close()
+		stop, err := offer(ctx, self, files, attrs)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	default:
 		attrs["context"] = req.remote
 	}
 	solve := &controlapi.SolveRequest{

@@ -25,6 +25,7 @@ type stream struct {
 	mu      sync.Mutex
 	started bool
 	enc     *json.Encoder
+	held    []any // of a quiet build: what is shown if it fails
 }
 
 func (s *stream) send(v any) {
@@ -41,10 +42,21 @@ func (s *stream) send(v any) {
 }
 
 func (s *stream) print(format string, args ...any) {
+	line := map[string]string{"stream": fmt.Sprintf(format, args...)}
 	if !s.quiet {
-		s.send(map[string]string{"stream": fmt.Sprintf(format, args...)})
+		s.send(line)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = append(s.held, line)
+	if len(s.held) > mostHeld {
+		s.held = s.held[1:]
 	}
 }
+
+// mostHeld bounds what a quiet build keeps for its failure, in messages.
+const mostHeld = 4096
 
 func (s *stream) aux(id string, v any) {
 	if !s.quiet {
@@ -53,17 +65,24 @@ func (s *stream) aux(id string, v any) {
 }
 
 // fail says what went wrong: as a status where nothing was said yet, else as
-// the last message.
+// the last message. A quiet build shows now what it has kept, as Docker does.
 func (s *stream) fail(err error) {
 	text := explain(err)
 	s.mu.Lock()
-	started := s.started
+	started, held := s.started, s.held
+	s.held = nil
 	s.mu.Unlock()
-	if !started && !s.quiet {
+	if !started && len(held) == 0 {
 		fail(s.w, http.StatusInternalServerError, fmt.Errorf("%s", text))
 		return
 	}
-	s.send(map[string]any{"error": text, "errorDetail": map[string]string{"message": text}})
+	for _, line := range held {
+		s.send(line)
+	}
+	s.send(struct {
+		Detail map[string]string `json:"errorDetail"`
+		Error  string            `json:"error"`
+	}{map[string]string{"message": text}, text})
 }
 
 // explain gives an error with the lines of the Dockerfile that it is about.
@@ -91,28 +110,34 @@ func (s *stream) done(id string, tags []string) {
 	s.send(map[string]any{"aux": map[string]string{"ID": id}})
 	s.print("Successfully built %.12s\n", digest.Digest(id).Encoded())
 	for _, t := range tags {
-		if named, err := reference.ParseNormalizedNamed(t); err == nil {
-			t = reference.FamiliarString(named)
-		}
-		s.print("Successfully tagged %s\n", t)
+		s.print("Successfully tagged %s\n", familiar(t))
 	}
 }
 
 // steps turns BuildKit's vertices into the lines that the classic builder
 // printed: one for each step when it begins, its output, and what came of it.
+// Nothing is said before the first step: a build that fails earlier has a status.
 type steps struct {
-	s    *stream
-	seen map[digest.Digest]bool
-	told map[digest.Digest]bool
-	errs map[digest.Digest]bool
+	s      *stream
+	seen   map[digest.Digest]bool
+	told   map[digest.Digest]bool
+	begun  bool
+	before []string // said once the first step has begun
 }
 
 func newSteps(s *stream) *steps {
-	return &steps{s: s, seen: map[digest.Digest]bool{}, told: map[digest.Digest]bool{}, errs: map[digest.Digest]bool{}}
+	return &steps{s: s, seen: map[digest.Digest]bool{}, told: map[digest.Digest]bool{}}
 }
 
-// stepName is "[stage 2/3] RUN make" or "[2/3] RUN make".
-var stepName = regexp.MustCompile(`(?s)^\[(?:(.*) )?(\d+)/(\d+)\] (.*)$`)
+var (
+	// stepName is "[stage 2/3] RUN make" or "[2/3] RUN make".
+	stepName = regexp.MustCompile(`(?s)^\[(?:(.*) )?(\d+)/(\d+)\] (.*)$`)
+	// fromName is what looks for the image of a FROM, before any step.
+	fromName = regexp.MustCompile(`^\[internal\] load metadata for (\S+)$`)
+)
+
+// Docker's colours of what a step writes to stderr.
+const red, plain = "\x1b[91m", "\x1b[0m"
 
 func (t *steps) update(st *client.SolveStatus) {
 	for _, v := range st.Vertexes {
@@ -123,19 +148,54 @@ func (t *steps) update(st *client.SolveStatus) {
 			if m[1] != "" {
 				stage = " (" + m[1] + ")"
 			}
-			t.s.print("Step %s/%s%s : %s\n", m[2], m[3], stage, m[4])
+			t.begin(fmt.Sprintf("Step %s/%s%s : %s\n", m[2], m[3], stage, m[4]))
+		}
+		if m := fromName.FindStringSubmatch(v.Name); m != nil && v.Error != "" && len(t.seen) == 0 && !t.told[v.Digest] {
+			t.told[v.Digest] = true
+			t.begin("Step 1 : FROM " + familiar(m[1]) + "\n") // the step that failed: Docker names it
 		}
 		if v.Completed != nil && t.seen[v.Digest] && !t.told[v.Digest] {
 			t.told[v.Digest] = true
 			if v.Cached {
-				t.s.print(" ---> Using cache\n")
+				t.say(" ---> Using cache\n")
 			}
 		}
 	}
 	for _, l := range st.Logs {
-		t.s.print("%s", l.Data)
+		if text := string(l.Data); l.Stream == 2 {
+			t.say(red + text + plain)
+		} else {
+			t.say(text)
+		}
 	}
 	for _, w := range st.Warnings {
-		t.s.print("[Warning] %s\n", w.Short)
+		t.say("[Warning] " + string(w.Short) + "\n")
 	}
+}
+
+// begin prints a step and, behind the first, what had to wait for it.
+func (t *steps) begin(line string) {
+	t.s.print("%s", line)
+	for _, text := range t.before {
+		t.s.print("%s", text)
+	}
+	t.before = nil
+	t.begun = true
+}
+
+// say prints what is no step.
+func (t *steps) say(text string) {
+	if !t.begun {
+		t.before = append(t.before, text)
+		return
+	}
+	t.s.print("%s", text)
+}
+
+// familiar is a name as people write it.
+func familiar(name string) string {
+	if named, err := reference.ParseNormalizedNamed(name); err == nil {
+		return reference.FamiliarString(named)
+	}
+	return name
 }

@@ -32,11 +32,13 @@ func (b *Builders) wanted(r *http.Request) (isolation.Kind, error) {
 	return b.kind(r.URL.Query().Get("isolation"))
 }
 
-// upgraded refuses what is no request for HTTP/2 on this connection.
+// upgraded refuses what is no request for HTTP/2 on this connection. Docker
+// takes the header Upgrade alone for one; behind it that of the connection is needed.
 func upgraded(r *http.Request) error {
 	if p := r.Header.Get("Upgrade"); !strings.EqualFold(p, "h2c") {
 		return fmt.Errorf("cannot serve %s: Upgrade is %q, and h2c is needed: %w", r.URL.Path, p, errdefs.ErrInvalidArgument)
 	}
+	r.Header.Set("Connection", "Upgrade")
 	return nil
 }
 
@@ -288,6 +290,31 @@ func (b *Builders) GRPC(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// Call passes one call of BuildKit's control API on that came over HTTP/2
+// without an upgrade (prior knowledge: buildctl, buildx's remote driver).
+func (b *Builders) Call(w http.ResponseWriter, r *http.Request) {
+	kind, err := b.wanted(r)
+	if err == nil {
+		var p *process
+		var release func()
+		if p, release, err = b.use(r.Context(), kind); err == nil {
+			defer release()
+			(&grpcPass{p}).ServeHTTP(w, r)
+			return
+		}
+	}
+	refuseCall(w, err)
+}
+
+// refuseCall answers a call that the builder cannot be asked, in gRPC's way.
+func refuseCall(w http.ResponseWriter, err error) {
+	h := w.Header()
+	h.Set("Content-Type", "application/grpc")
+	h.Set("Grpc-Status", codeUnavailable)
+	h.Set("Grpc-Message", grpcText(err))
+	w.WriteHeader(http.StatusOK)
+}
+
 // bufferedConn is a connection of which some bytes were read already.
 type bufferedConn struct {
 	net.Conn
@@ -331,11 +358,7 @@ func (g *grpcPass) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if r.Context().Err() != nil {
 			return
 		}
-		h := w.Header()
-		h.Set("Content-Type", "application/grpc")
-		h.Set("Grpc-Status", codeUnavailable)
-		h.Set("Grpc-Message", grpcText(g.p.lost(err)))
-		w.WriteHeader(http.StatusOK)
+		refuseCall(w, g.p.lost(err))
 		return
 	}
 	defer resp.Body.Close()

@@ -311,8 +311,12 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger, handler http.Handl
 	}
 	requests, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true) // BuildKit's clients may begin with it
 	srv := &http.Server{
-		Handler: keepBrowsersOut(handler), ReadHeaderTimeout: headerLimit, IdleTimeout: idleLimit,
+		Protocols: &protocols,
+		Handler:   keepBrowsersOut(handler), ReadHeaderTimeout: headerLimit, IdleTimeout: idleLimit,
 		BaseContext: func(net.Listener) context.Context { return api.Life(requests) },
 		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
