@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -297,19 +298,23 @@ func (s *Server) containerAttach(c *call) error {
 	if err != nil {
 		return errors.Join(err, at.Close())
 	}
-	return s.carry(c, at, conn, at.TTY(), o.Stdin)
+	return s.carry(c, at, conn, at.TTY())
 }
 
 // carry joins a process to the client's connection until one of them ends.
-func (s *Server) carry(c *call, at *engine.Attachment, conn *hijacked, tty, stdin bool) error {
+func (s *Server) carry(c *call, at *engine.Attachment, conn *hijacked, tty bool) error {
 	defer conn.finish()
-	var in io.Reader
-	if stdin {
-		in = conn
+	ctx, cancel := context.WithCancel(c.Context())
+	defer cancel()
+	conn.gone = cancel
+	in := io.Reader(conn)
+	if !at.TakesInput() {
+		in = nil
+		go func() { _, _ = io.Copy(io.Discard, conn) }() // so that its end is seen; finish ends it
 	}
 	stdout, stderr := conn.outputs(tty)
-	err := at.Run(c.Context(), in, stdout, stderr)
-	if errors.Is(err, io.ErrClosedPipe) || c.Context().Err() != nil {
+	err := at.Run(ctx, in, stdout, stderr)
+	if errors.Is(err, io.ErrClosedPipe) || ctx.Err() != nil {
 		return nil
 	}
 	return err
@@ -501,7 +506,7 @@ func (s *Server) execStart(c *call) error {
 		_, err = io.WriteString(stdout, failure.Words(err)+"\r\n")
 		return err
 	}
-	return s.carry(c, at, conn, r.Tty, true)
+	return s.carry(c, at, conn, r.Tty)
 }
 
 func (s *Server) execResize(c *call) error {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 
 	"proa/internal/sys"
@@ -55,7 +56,10 @@ type hijacked struct {
 	net.Conn
 	mu   sync.Mutex // held while r is read: finish follows on whoever read before
 	r    *bufio.Reader
-	head sync.Once // done when the client has the head
+	head sync.Once     // done when the client has the head
+	eof  sync.Once     // done at the end of the client's input
+	quit chan struct{} // closed by finish
+	gone func()        // called when the client has hung up; set before the first Read
 }
 
 // headLimit is how long output waits for a client to read the head.
@@ -82,10 +86,41 @@ func (h *hijacked) Write(p []byte) (int, error) {
 	return h.Conn.Write(p)
 }
 
+// Read reads the client's input. Its end may be a half-close or the client's
+// own end, which from then on is looked for.
 func (h *hijacked) Read(p []byte) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.r.Read(p)
+	n, err := h.r.Read(p)
+	if err != nil {
+		h.eof.Do(func() { go h.watch() })
+	}
+	return n, err
+}
+
+// watchTime is how often a client that sends nothing more is looked at.
+const watchTime = 500 * time.Millisecond
+
+// watch calls gone when the client has hung up: a process that writes nothing
+// would keep the connection for ever.
+func (h *hijacked) watch() {
+	c, ok := h.Conn.(syscall.Conn)
+	if !ok || h.gone == nil {
+		return
+	}
+	t := time.NewTicker(watchTime)
+	defer t.Stop()
+	for {
+		if gone, err := sys.HungUp(c); gone || err != nil {
+			h.gone()
+			return
+		}
+		select {
+		case <-t.C:
+		case <-h.quit:
+			return
+		}
+	}
 }
 
 // farewell is how long a client may take to hang up after the end of its stream.
@@ -95,6 +130,7 @@ const farewell = 5 * time.Second
 // Input that nobody read must not be in the socket when it is closed: the
 // kernel would send a reset, and what was written last would be lost.
 func (h *hijacked) finish() {
+	close(h.quit)
 	if cw, ok := h.Conn.(interface{ CloseWrite() error }); ok && cw.CloseWrite() == nil {
 		_ = h.Conn.SetReadDeadline(time.Now().Add(farewell))
 		_, _ = io.Copy(io.Discard, h)
@@ -127,7 +163,7 @@ func (c *call) hijack(tty bool) (*hijacked, error) {
 		conn.Close()
 		return nil, err
 	}
-	return &hijacked{Conn: conn, r: rw.Reader}, nil
+	return &hijacked{Conn: conn, r: rw.Reader, quit: make(chan struct{})}, nil
 }
 
 // outputs are the two ends of a process's output on the connection: frames,

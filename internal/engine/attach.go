@@ -136,6 +136,9 @@ func (e *Engine) refuseAttached(b *box) {
 // TTY says whether the process has a terminal: then there is one raw stream.
 func (a *Attachment) TTY() bool { return a.tty }
 
+// TakesInput says whether Run reads its stdin.
+func (a *Attachment) TakesInput() bool { return a.streams.Stdin }
+
 // Close gives up an attachment that will not be run.
 func (a *Attachment) Close() error {
 	a.deliver(nil, nil)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -106,6 +107,40 @@ func testAttach(t *testing.T, e *proatest.Engine) {
 		t.Errorf("%s", a.body)
 	}
 	post(t, e, "/containers/"+paused+"/unpause", "", 204)
+}
+
+// A client that is gone is let go, though the process says nothing; one that
+// only ended its input is not.
+func testClientsThatAreGone(t *testing.T, e *proatest.Engine) {
+	id := running(t, e, "", `"Image":"bb:1","Cmd":["sleep","1000"],"OpenStdin":true`)
+	open := func() int {
+		t.Helper()
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", e.Pid()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	before := open()
+	const many = 20
+	half := proatest.NewWire(t, e.Socket)
+	for n := range many {
+		w := proatest.NewWire(t, e.Socket)
+		if n == 0 {
+			half = w
+		}
+		w.Ask("POST", fmt.Sprintf("/containers/%s/attach?stream=1&stdin=%d&stdout=1", id, n%2), "", proatest.Upgrade...)
+		w.Head()
+		w.EndInput()
+		if n > 0 {
+			w.Close()
+		}
+	}
+	eventually(t, "the connections of clients that are gone are closed", func() bool { return open() <= before+many/2 })
+	post(t, e, "/containers/"+id+"/kill", "", 204)
+	if out := half.Rest(); len(out) > 0 {
+		t.Errorf("%q", out)
+	}
 }
 
 // The head of wait comes before the exit, below 1.30 with it (moby,

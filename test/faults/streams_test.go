@@ -36,6 +36,7 @@ func TestFaultsOfStreams(t *testing.T) {
 	t.Run("D34ResizeWithoutTerminal", func(t *testing.T) { testResize(t, e, box) })
 	t.Run("A3AttachWithBody", func(t *testing.T) { testAttachBody(t, e) })
 	t.Run("AttachLogsAndEnds", func(t *testing.T) { testAttach(t, e) })
+	t.Run("ClientsThatAreGone", func(t *testing.T) { testClientsThatAreGone(t, e) })
 	t.Run("WaitHead", func(t *testing.T) { testWaitHead(t, e) })
 	t.Run("A4LoadErrors", func(t *testing.T) { testLoadErrors(t, e) })
 	t.Run("A13WebSocket", func(t *testing.T) { testWebSocket(t, e) })
