@@ -50,6 +50,7 @@ type Config struct {
 	BIP             string // subnet of the bridge
 	BIP6            string
 	UserNS          string
+	UserNSSize      uint32 // how many ids, from 0 on, a container has
 	SubidFiles      []string
 	CgroupParent    string
 	OwnCgroup       bool
@@ -87,6 +88,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	f.StringVar(&c.BIP, "bip", "", "IPv4 subnet of the bridge, as 172.30.0.0/16 (default: a free one)")
 	f.StringVar(&c.BIP6, "bip6", "", "IPv6 subnet of the bridge, or none (default: a unique local one where the host has IPv6)")
 	f.StringVar(&c.UserNS, "userns", "", "strict: refuse what would run in the host's user namespace; host: use none of our own")
+	f.Uint32Var(&c.UserNSSize, "userns-size", 1<<31, "how many user and group ids, from 0 on, a container has, 65536 to 2147483648; fewer where other lines of the subid files have the rest")
 	f.StringArrayVar(&c.SubidFiles, "subid-file", []string{"/etc/subuid", "/etc/subgid"}, "where the ids of containers are recorded")
 	f.StringVar(&c.CgroupParent, "cgroup-parent", "/proa", "control group of all containers")
 	f.BoolVar(&c.OwnCgroup, "own-cgroup", false, "leave the control group of whoever started the engine")
@@ -199,6 +201,9 @@ func (c *Config) complete() error {
 	}
 	if !slices.Contains([]string{"", "strict", "host"}, c.UserNS) {
 		return fmt.Errorf("--userns %q: use strict or host, or leave it out", c.UserNS)
+	}
+	if c.UserNSSize < 1<<16 || c.UserNSSize > 1<<31 {
+		return fmt.Errorf("--userns-size %d: use 65536 to 2147483648", c.UserNSSize)
 	}
 	if _, err := c.level(); err != nil {
 		return err

@@ -198,7 +198,7 @@ func (h *house) open(ctx context.Context) (err error) {
 		Shims:    &shim.Starter{Binary: h.cfg.Shim, Dir: filepath.Join(run, "shim")},
 		Machines: h.machines, NoMachines: noMachines, Events: h.events, Log: h.log,
 		DefaultKind: isolation.Kind(h.cfg.Isolation), CgroupParent: h.cfg.CgroupParent,
-		UserNS: h.cfg.UserNS, SubidFiles: h.cfg.SubidFiles, SubidOwner: h.cfg.subidOwner(),
+		UserNS: h.cfg.UserNS, SubidFiles: h.cfg.SubidFiles, SubidOwner: h.cfg.subidOwner(), SubidWidth: h.cfg.UserNSSize,
 		BootID: h.bootID,
 	})
 	if err != nil {

@@ -28,7 +28,7 @@ func (h *house) host() api.Host {
 	name, _ := os.Hostname()
 	out := api.Host{
 		ID: h.id(), DataRoot: h.cfg.DataRoot, Name: name, OS: osName(), KernelVersion: firstLine("/proc/sys/kernel/osrelease"),
-		MemTotal: memTotal(), CgroupVersion: "1", CgroupDriver: "cgroupfs", UserNS: h.engine.IDs().Size > 0,
+		MemTotal: memTotal(), CgroupVersion: "1", CgroupDriver: "cgroupfs", UserNS: len(h.engine.IDs()) > 0,
 		Bridge: api.Bridge{
 			Name: h.cfg.Bridge,
 			Subnet: func() string {
@@ -75,7 +75,7 @@ func (h *house) warnings(ctx context.Context) []string {
 			out = append(out, fmt.Sprintf("WARNING: %s: %s drops traffic %s; %s", b.Where, b.What, b.Traffic, b.Hint))
 		}
 	}
-	if h.engine.IDs().Size == 0 {
+	if len(h.engine.IDs()) == 0 {
 		out = append(out, "WARNING: containers run in the host's user namespace")
 	}
 	return out
@@ -97,8 +97,8 @@ func (h *house) doctor(ctx context.Context) []api.Check {
 	}
 	add("image mounts", "yes", strategy, mend)
 
-	if ids := h.engine.IDs(); ids.Size > 0 {
-		add("user namespaces", "yes", fmt.Sprintf("containers have the ids %d-%d of this host", ids.Host, ids.Host+ids.Size-1), "")
+	if ids := h.engine.IDs(); len(ids) > 0 {
+		add("user namespaces", "yes", fmt.Sprintf("containers have the ids %s; their root is %d of this host", ids, ids.Root()), "")
 	} else {
 		add("user namespaces", "no", "containers run in the host's user namespace", "sysctl -w user.max_user_namespaces=15000, and start proad without --userns host")
 	}

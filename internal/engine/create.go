@@ -145,7 +145,7 @@ func (e *Engine) plan(ctx context.Context, r CreateRequest, img *image.Image) (*
 	if kind == isolation.VM {
 		return rec, e.planMachine(rec)
 	}
-	return rec, e.planContainer(rec, joined)
+	return rec, e.planContainer(ctx, rec, joined)
 }
 
 // planMachine asks whether a VM of this kind can be, without making anything.
@@ -196,7 +196,7 @@ func (e *Engine) hasMachines() error {
 // planContainer decides on the user namespace and checks what only the
 // container wall needs. joined says why it must be the host's because of a
 // container whose namespaces are entered; "" otherwise.
-func (e *Engine) planContainer(rec *record, joined string) error {
+func (e *Engine) planContainer(ctx context.Context, rec *record, joined string) error {
 	if _, err := seccompOf(rec.Host); err != nil {
 		return err
 	}
@@ -223,7 +223,14 @@ func (e *Engine) planContainer(rec *record, joined string) error {
 	}
 	rec.UserNS = why == ""
 	if rec.UserNS {
-		return nil
+		if err := checkIDs(rec, e.ids); err != nil {
+			return err
+		}
+		strange, err := e.strangers(ctx, rec.ImageID.String(), e.ids)
+		if strange != "" {
+			rec.Warnings = append(rec.Warnings, strange)
+		}
+		return err
 	}
 	if e.cfg.UserNS == "strict" {
 		return invalid("cannot run in the host's user namespace, which %s needs: the engine runs with userns=strict", why)

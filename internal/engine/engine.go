@@ -46,7 +46,7 @@ type Config struct {
 	UserNS     string
 	SubidFiles []string // where the ids are recorded; nil is /etc/subuid and /etc/subgid
 	SubidOwner string   // the name in these files; "" is "proa"
-	SubidWidth uint32   // 0 is 65536
+	SubidWidth uint32   // how many ids from 0 on a container has; 0 is 2^31
 	BootID     string   // names this boot of the host; what ran in another one is gone
 	Now        func() time.Time
 	After      func(time.Duration, func()) (stop func() bool) // nil is time.AfterFunc
@@ -56,7 +56,7 @@ type Config struct {
 // many goroutines. Readers never wait for a container.
 type Engine struct {
 	cfg    Config
-	ids    isolation.IDMap // of user namespaces; Size 0: off
+	ids    isolation.IDMap // of user namespaces; empty: off
 	userns *os.File        // one namespace with that map, for probing mounts; nil: off
 	bootID string
 	host   string // the host's name
@@ -90,7 +90,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		cfg.SubidOwner = "proa"
 	}
 	if cfg.SubidWidth == 0 {
-		cfg.SubidWidth = 1 << 16
+		cfg.SubidWidth = mostIDs
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -156,11 +156,14 @@ func (e *Engine) openUserNS() error {
 	default:
 		return invalid("invalid userns option %q: use strict or host, or leave it out", e.cfg.UserNS)
 	}
-	ids, err := ClaimRange(e.cfg.SubidFiles, e.cfg.SubidOwner, e.cfg.SubidWidth)
+	ids, err := ClaimIDs(e.cfg.SubidFiles, e.cfg.SubidOwner, e.cfg.SubidWidth)
 	if err != nil {
 		return err
 	}
-	ns, err := sys.MakeUserNS(ids.Host, ids.Size)
+	if !ids.Has(e.cfg.SubidWidth - 1) {
+		e.cfg.Log.Warn("containers have fewer ids than wanted", "ids", ids, "wanted", e.cfg.SubidWidth, "why", "other lines of "+strings.Join(e.cfg.SubidFiles, " and ")+" have the rest")
+	}
+	ns, err := sys.MakeUserNS(ids.Kernel())
 	if err != nil {
 		if e.cfg.UserNS == "strict" {
 			return err
@@ -172,7 +175,7 @@ func (e *Engine) openUserNS() error {
 	return nil
 }
 
-// IDs is the range that containers of this engine have on the host; Size 0
+// IDs is the map of the user namespaces of this engine's containers; empty
 // where user namespaces are off.
 func (e *Engine) IDs() isolation.IDMap { return e.ids }
 

@@ -165,7 +165,10 @@ func (e *Engine) liveFiles(ctx context.Context, b *box, sh *shim.Shim, r *rootfs
 		return t.Serve(ctx, r, in, out)
 	}
 	if rec.UserNS {
-		t.IDs = rootfs.IDs{Host: e.ids.Host, Size: e.ids.Size}
+		// The map that it was started with, which may be an older engine's.
+		if t.IDs, err = idsOf(rec.Pid); err != nil {
+			return fmt.Errorf("cannot read the files of container %s: %w", short(b.id), err)
+		}
 	}
 	pidfd, err := sys.OpenPid(rec.Pid)
 	if err != nil {
@@ -197,6 +200,15 @@ func (e *Engine) liveFiles(ctx context.Context, b *box, sh *shim.Shim, r *rootfs
 	}, func() error { return servePut(ctx, b.snap.Load(), t, r, in, out) })
 }
 
+// idsOf reads the map of the user namespace that a process is in.
+func idsOf(pid int) (isolation.IDMap, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/uid_map", pid))
+	if err != nil {
+		return nil, err
+	}
+	return isolation.ParseIDMap(string(text))
+}
+
 // viewDir is where each view is mounted, in a namespace of its own; in the
 // engine's it is always empty.
 func (e *Engine) viewDir() string { return filepath.Join(e.cfg.ExecRoot, "view") }
@@ -215,7 +227,7 @@ func (e *Engine) inView(root *os.File, t *rootfs.Tree, furnish, do func() error)
 		if err := sys.Attach(root, e.viewDir()); err != nil {
 			return err
 		}
-		if err := th.FileIDs(t.IDs.Host, t.IDs.Host); err != nil {
+		if err := th.FileIDs(t.IDs.Root(), t.IDs.Root()); err != nil {
 			return err
 		}
 		if t.Root == nil {
@@ -257,11 +269,6 @@ func (e *Engine) restingFiles(ctx context.Context, b *box, r *rootfs.Request, in
 	defer t.Upper.Close()
 	if r.Op == rootfs.OpChanges || r.Op == rootfs.OpLayer {
 		return t.Serve(ctx, r, in, out)
-	}
-	// Owners lie on the disk as they are inside; those that the container will
-	// not have are no use to it.
-	if rec.UserNS {
-		t.IDs = rootfs.IDs{Size: e.ids.Size}
 	}
 	lower, err := sys.CloneTree(image.Tree, "", false) // an overlay may take it
 	if err != nil {

@@ -155,6 +155,11 @@ func (e *Engine) openJoins(b *box, rec *record, p *parts, files *shim.Files) err
 			if err := open("user"); err != nil {
 				return err
 			}
+			ids, err := idsOf(other.Pid) // which may be an older engine's
+			if err != nil {
+				return fmt.Errorf("cannot join %s of container %s: %w", what, other.Name, err)
+			}
+			p.ids = ids
 		}
 		switch j.ns {
 		case "net":

@@ -179,32 +179,32 @@ func TestClaimRange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write(u, "# people\nann:100000:65536\nbob:1879048192:65536\nbroken:line\n")
+	write(u, "# people\nann:100000:65536\nbob:2013265920:65536\nbroken:line\n")
 	// subgid is missing, as where nobody made users with ranges.
 	ids, err := ClaimRange([]string{u, g}, "proa", 65536)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ids != (isolation.IDMap{Host: firstID + 65536, Size: 65536}) {
+	if ids != (isolation.IDRange{Host: firstID + 65536, Size: 65536}) {
 		t.Errorf("range %+v", ids)
 	}
 	text, _ := os.ReadFile(u)
-	if string(text) != "# people\nann:100000:65536\nbob:1879048192:65536\nbroken:line\nproa:1879113728:65536\n" {
+	if string(text) != "# people\nann:100000:65536\nbob:2013265920:65536\nbroken:line\nproa:2013331456:65536\n" {
 		t.Errorf("subuid is now:\n%s", text)
 	}
 	if fi, _ := os.Stat(u); fi.Mode().Perm() != 0o640 {
 		t.Errorf("mode %v", fi.Mode())
 	}
-	if text, _ := os.ReadFile(g); string(text) != "proa:1879113728:65536\n" {
+	if text, _ := os.ReadFile(g); string(text) != "proa:2013331456:65536\n" {
 		t.Errorf("subgid is now:\n%s", text)
 	}
 	if again, err := ClaimRange([]string{u, g}, "proa", 65536); err != nil || again != ids {
 		t.Errorf("a second start: %+v, %v", again, err)
 	}
 	// Somebody was given our range meanwhile: take another one.
-	write(g, "eve:1879113000:65536\nproa:1879113728:65536\n")
+	write(g, "eve:2013331000:65536\nproa:2013331456:65536\n")
 	other, err := ClaimRange([]string{u, g}, "proa", 65536)
-	if err != nil || other.Host != 1879113000+65536 {
+	if err != nil || other.Host != 2013331000+65536 {
 		t.Errorf("with a collision: %+v, %v", other, err)
 	}
 	if err := ReleaseRange([]string{u, g}, "proa"); err != nil {
@@ -219,11 +219,30 @@ func TestClaimRange(t *testing.T) {
 
 func FuzzParseRanges(f *testing.F) {
 	f.Add("a:1:2\nb:4294967295:4294967295\n#x:1:1\n")
+	f.Add("proa-wide:2147483648:65536\na:2147483648:1\nb:2013265920:100000\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		taken, own := parseRanges([]byte(text), "proa")
-		host, err := freeRange(append(taken, own), 65536)
-		if err == nil && (host < firstID || meets(isolation.IDMap{Host: host, Size: 65536}, taken)) {
-			t.Errorf("%q: %d is not free", text, host)
+		file := filepath.Join(t.TempDir(), "subuid")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m, err := ClaimIDs([]string{file}, "proa", 1<<20)
+		if err != nil {
+			return
+		}
+		for i, r := range m {
+			if others(text, r) || meets(r, m[:i]) || r.Host+(r.Size-1) < r.Host {
+				t.Errorf("%q: %v is not free", text, r)
+			}
 		}
 	})
+}
+
+// others says whether a range meets one that another owner than proa has.
+func others(text string, r isolation.IDRange) bool {
+	for line := range strings.Lines(text) {
+		if name, other, ok := rangeLine(line); ok && other.Size > 0 && !strings.HasPrefix(name, "proa") && meets(r, []isolation.IDRange{other}) {
+			return true
+		}
+	}
+	return false
 }

@@ -121,7 +121,7 @@ func (e *Engine) joinOverlay(f StepFiles, shifted, readonly bool) (m *os.File, e
 					return err
 				}
 			}
-			if err := t.FileIDs(e.ids.Host, e.ids.Host); err != nil {
+			if err := t.FileIDs(e.ids.Root(), e.ids.Root()); err != nil {
 				return err
 			}
 			attr = sys.MountNodev // device nodes of an image would work

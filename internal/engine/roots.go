@@ -85,7 +85,7 @@ func (e *Engine) useRoot(f StepFiles, shifted bool) error {
 	defer root.Close()
 	return sys.OnThread(func(t *sys.Thread) error {
 		if shifted {
-			if err := t.FileIDs(e.ids.Host, e.ids.Host); err != nil {
+			if err := t.FileIDs(e.ids.Root(), e.ids.Root()); err != nil {
 				return err
 			}
 		}

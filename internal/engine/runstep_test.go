@@ -92,7 +92,7 @@ func TestStep(t *testing.T) {
 		{StepFiles: StepFiles{Type: isolation.MountTmpfs}, Target: "/t"},
 	}
 	out, exit, warnings := w.runStep(s)
-	for _, want := range []string{"0\nbuilder\nb /root\n", "10.1.2.3\tfriend", fmt.Sprint(w.ids.Host), "cached\n", "Read-only file system"} {
+	for _, want := range []string{"0\nbuilder\nb /root\n", "10.1.2.3\tfriend", fmt.Sprint(w.ids.Root()), "cached\n", "Read-only file system"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is missing in %q", want, out)
 		}

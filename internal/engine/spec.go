@@ -145,13 +145,26 @@ func sysctls(r *record, ids isolation.IDMap) map[string]string {
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
 		out["net.ipv4.ping_group_range"] = "0 2147483647"
 		if r.UserNS { // the kernel wants ids that the namespace maps
-			out["net.ipv4.ping_group_range"] = fmt.Sprintf("0 %d", ids.Size-1)
+			out["net.ipv4.ping_group_range"] = fmt.Sprintf("0 %d", lastGroup(ids))
 		}
 	}
 	for k, v := range r.Host.Sysctls {
 		out[k] = v
 	}
 	return out
+}
+
+// lastGroup is the group up to which a range from 0 on can reach: the kernel
+// compares both ends, and who is between them, by their numbers on the host, and
+// takes no number above 2^31-1.
+func lastGroup(ids isolation.IDMap) uint32 {
+	var last, host uint32
+	for _, r := range ids {
+		if r.Inside < mostIDs && r.Host >= host {
+			last, host = r.Inside+(r.Size-1), r.Host
+		}
+	}
+	return last
 }
 
 // hostUserNS says why a container must run in the host's user namespace by its

@@ -67,7 +67,7 @@ func TestSpecGolden(t *testing.T) {
 			rec.UserNS = kind == isolation.Container && hostUserNS(host) == ""
 			p := parts{
 				root: 5, upper: "/data/rw", dir: "/run/x", logPath: "/data/x-json.log", parent: "/proa", hostname: "thehost",
-				network: isolation.Network{Mode: isolation.NetworkMode(host.NetworkMode)}, ids: isolation.IDMap{Host: 1879048192, Size: 65536},
+				network: isolation.Network{Mode: isolation.NetworkMode(host.NetworkMode)}, ids: isolation.IDMap{{Host: 1879048192, Size: 65536}},
 			}
 			plans, err := planMounts(&c.cfg, host, false, noOthers)
 			if err != nil {

@@ -370,7 +370,7 @@ func settleSnapshots(t testing.TB, s *Store) {
 	}
 	must(t, s.Collect(t.Context()), s.snapshots.Close())
 	var left []string
-	for _, d := range []string{"flat", "index", "extract", "snapshot"} {
+	for _, d := range []string{"flat", "index", "owners", "extract", "snapshot"} {
 		entries, err := os.ReadDir(filepath.Join(s.cfg.Root, d))
 		must(t, err)
 		for _, e := range entries {

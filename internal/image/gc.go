@@ -200,7 +200,7 @@ func (s *Store) sweep(ctx context.Context, g *grave) error {
 	if err := s.dropMounts(chains); err != nil {
 		errs = append(errs, err)
 	}
-	for sub, keep := range map[string]map[digest.Digest]bool{"flat": layers, "index": chains, "extract": chains} {
+	for sub, keep := range map[string]map[digest.Digest]bool{"flat": layers, "index": chains, "owners": chains, "extract": chains} {
 		errs = append(errs, removeOthers(filepath.Join(s.cfg.Root, sub), keep, g))
 	}
 	return errors.Join(errs...)

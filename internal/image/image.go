@@ -175,7 +175,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Idle == 0 {
 		cfg.Idle = 10 * time.Minute
 	}
-	for _, d := range []string{cfg.Root, cfg.Mounts, filepath.Join(cfg.Root, "flat"), filepath.Join(cfg.Root, "index"), filepath.Join(cfg.Root, "extract"), filepath.Join(cfg.Root, "snapshot")} {
+	for _, d := range []string{cfg.Root, cfg.Mounts, filepath.Join(cfg.Root, "flat"), filepath.Join(cfg.Root, "index"), filepath.Join(cfg.Root, "owners"), filepath.Join(cfg.Root, "extract"), filepath.Join(cfg.Root, "snapshot")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("cannot make image store: %w", err)
 		}
@@ -248,6 +248,7 @@ type parsed struct {
 	comment string
 	version string
 	chain   digest.Digest
+	owners  *[]Owner // of its files; nil: not known yet; guarded by cacheMu
 }
 
 // config reads the config with the digest id.

@@ -168,7 +168,11 @@ func (s *Store) index(chain digest.Digest, layers []*flat.Layer) error {
 		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("cannot look for an image index: %w", err)
 		}
-		return nil, flat.Merge(layers, at)
+		owners, err := flat.MergeOwners(layers, at)
+		if err == nil {
+			err = s.keepOwners(chain, owners)
+		}
+		return nil, err
 	})
 	return err
 }

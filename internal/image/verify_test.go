@@ -77,6 +77,9 @@ func (s *Store) verify(ctx context.Context) error {
 			return err
 		}
 		rel, _ := filepath.Rel(s.cfg.Root, p)
+		if at, ok := strings.CutPrefix(rel, "owners/"); ok && chains[digest.NewDigestFromEncoded(digest.SHA256, at)] {
+			return nil // they may be missing: they are made when they are asked for
+		}
 		if !want[rel] {
 			errs = append(errs, fmt.Errorf("nobody needs the file %q", rel))
 		}

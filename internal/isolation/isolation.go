@@ -261,12 +261,6 @@ type Namespaces struct {
 	Cgroup bool            `json:"cgroup"`
 }
 
-// IDMap maps [0, Size) inside to [Host, Host+Size) outside.
-type IDMap struct {
-	Host uint32 `json:"host"`
-	Size uint32 `json:"size"`
-}
-
 // Machine is what the VM driver needs and the engine prepared.
 type Machine struct {
 	Binary    string   `json:"binary"` // qemu-system-*

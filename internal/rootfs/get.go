@@ -27,7 +27,7 @@ func (t *Tree) GetAs(ctx context.Context, name, base string, w io.Writer) error 
 	}
 	defer p.close()
 	o := newTarOut(ctx, w, layerXattr)
-	o.ids = t.IDs
+	o.owner = func(p *pinned) (uid, gid uint32, err error) { return t.inside(p, t.Root) }
 	if err := o.tree(base, p, 0); err != nil {
 		return fmt.Errorf("cannot read %q: %w", name, err)
 	}
@@ -41,7 +41,7 @@ func (t *Tree) Export(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	o := newTarOut(ctx, w, layerXattr)
-	o.ids = t.IDs
+	o.owner = func(p *pinned) (uid, gid uint32, err error) { return t.inside(p, t.Bare) }
 	if err := o.below("", p, 0); err != nil {
 		return fmt.Errorf("cannot export: %w", err)
 	}

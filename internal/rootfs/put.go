@@ -257,6 +257,10 @@ func (p *put) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
 	if err != nil {
 		return err
 	}
+	m, err := p.metadata(h)
+	if err != nil {
+		return err
+	}
 	isDir := h.Typeflag == tar.TypeDir
 	old, err := pinEntry(parent, base)
 	if err != nil && !gone(err) {
@@ -285,10 +289,6 @@ func (p *put) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
 				return err
 			}
 		}
-	}
-	m, err := p.metadata(h)
-	if err != nil {
-		return err
 	}
 	switch h.Typeflag {
 	case tar.TypeDir:
@@ -369,8 +369,12 @@ func (p *put) metadata(h *tar.Header) (sys.Metadata, error) {
 	if p.owner != nil {
 		uid, gid = p.owner[0], p.owner[1]
 	}
+	uid, gid, err := p.t.outside(uid, gid)
+	if err != nil {
+		return sys.Metadata{}, err
+	}
 	m := sys.Metadata{
-		Mode: kind | uint32(h.Mode&0o7777), UID: p.t.IDs.outside(uid), GID: p.t.IDs.outside(gid),
+		Mode: kind | uint32(h.Mode&0o7777), UID: uid, GID: gid,
 		Sec: h.ModTime.Unix(), Nsec: uint32(h.ModTime.Nanosecond()),
 	}
 	if h.ModTime.IsZero() {

@@ -33,8 +33,8 @@ type tarOut struct {
 	out   *bufio.Writer
 	tw    *tar.Writer
 	keep  func(name string) bool
-	ids   IDs
-	links map[[2]uint64]string // device and inode of a file with several links: its first name
+	owner func(*pinned) (uid, gid uint32, err error) // nil: what stat(2) says
+	links map[[2]uint64]string                       // device and inode of a file with several links: its first name
 	names int
 	buf   []byte
 }
@@ -101,13 +101,19 @@ func (t *tarOut) put(name string, p *pinned) error {
 	if st.Type() != sys.TypeDir && st.Nlink > 1 {
 		id := [2]uint64{st.Dev, st.Ino}
 		if first, ok := t.links[id]; ok {
-			h := t.header(name, st)
+			h, err := t.header(name, p)
+			if err != nil {
+				return err
+			}
 			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
 			return t.writeHeader(h)
 		}
 		defer func() { t.links[id] = name }()
 	}
-	h := t.header(name, st)
+	h, err := t.header(name, p)
+	if err != nil {
+		return err
+	}
 	switch st.Type() {
 	case sys.TypeDir:
 		h.Typeflag = tar.TypeDir
@@ -179,11 +185,19 @@ func (t *tarOut) contents(in *os.File, size int64) error {
 	return nil
 }
 
-func (t *tarOut) header(name string, st *sys.FileStat) *tar.Header {
-	return &tar.Header{
-		Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(t.ids.inside(st.UID)), Gid: int(t.ids.inside(st.GID)),
-		ModTime: time.Unix(st.Sec, int64(st.Nsec)), Format: tar.FormatPAX,
+func (t *tarOut) header(name string, p *pinned) (*tar.Header, error) {
+	st := &p.st
+	uid, gid := st.UID, st.GID
+	if t.owner != nil {
+		var err error
+		if uid, gid, err = t.owner(p); err != nil {
+			return nil, fmt.Errorf("cannot write %q: %w", name, err)
+		}
 	}
+	return &tar.Header{
+		Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(uid), Gid: int(gid),
+		ModTime: time.Unix(st.Sec, int64(st.Nsec)), Format: tar.FormatPAX,
+	}, nil
 }
 
 // xattrKey writes a name into a PAX key, which ends at "=", as GNU tar does.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"proa/internal/isolation"
 	"proa/internal/sys"
 )
 
@@ -27,45 +28,14 @@ type Tree struct {
 	Upper, Lower *os.File
 	// Exclude are paths at which the engine made something to mount on, see LayerOptions.
 	Exclude []string
-	// IDs are those of the user namespace through which Root and Bare show
-	// owners. The zero value is no shift and no limit.
-	IDs IDs
+	// IDs is the map of the user namespace through which Root and Bare show
+	// owners; nil is none: they show them as they are on the disk.
+	IDs isolation.IDMap
 	// User finds the ids of a user's name inside, in Docker's form; it may be
 	// nil where no Request has one.
 	User func(name string) (uid, gid uint32, err error)
 	// Sync is called after something was written; nil for nothing.
 	Sync func() error
-}
-
-// IDs maps [0, Size) inside to [Host, Host+Size) of what stat(2) says.
-type IDs struct {
-	Host, Size uint32
-}
-
-// nobody is the owner that a process sees where its user namespace has none.
-const nobody = 65534
-
-// inside is an owner as a process inside sees it.
-func (m IDs) inside(id uint32) uint32 {
-	switch {
-	case m.Size == 0:
-		return id
-	case id-m.Host < m.Size:
-		return id - m.Host
-	}
-	return nobody
-}
-
-// outside is what an owner has to be set to. One that does not exist inside
-// becomes root: nobody could use the file otherwise.
-func (m IDs) outside(id uint32) uint32 {
-	switch {
-	case m.Size == 0:
-		return id
-	case id < m.Size:
-		return id + m.Host
-	}
-	return m.Host
 }
 
 // Op names an operation on a tree.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"proa/internal/isolation"
 	"proa/internal/sys"
 )
 
@@ -180,7 +181,7 @@ func TestPut(t *testing.T) {
 		t.Errorf("%d links", st.Nlink)
 	}
 	// Another owner, and ids of a user namespace.
-	tree.IDs = IDs{Host: 700_000, Size: 65536}
+	tree.IDs = isolation.IDMap{{Host: 700_000, Size: 65536}}
 	tree.User = func(name string) (uint32, uint32, error) {
 		if name != "app" {
 			return 0, 0, errors.New("who is " + name)

@@ -73,7 +73,7 @@ func containerSpec(t testing.TB, n int, image isolation.File, args ...string) *i
 		Resources: isolation.Resources{CgroupParent: fmt.Sprintf("proa-test-shim-%d", os.Getpid()), Pids: 4096},
 		Network:   isolation.Network{Mode: isolation.NetworkNone},
 		Namespaces: isolation.Namespaces{
-			User: true, UIDs: isolation.IDMap{Host: 710_000_000, Size: 65536}, GIDs: isolation.IDMap{Host: 710_000_000, Size: 65536},
+			User: true, UIDs: isolation.IDMap{{Host: 710_000_000, Size: 65536}}, GIDs: isolation.IDMap{{Host: 710_000_000, Size: 65536}},
 			PID: true, IPC: true, UTS: true, Net: true, Cgroup: true,
 		},
 		Log: isolation.Log{Driver: "json-file", Path: filepath.Join(dir, "log"), MaxBytes: 20 << 20, MaxFiles: 5},

@@ -16,15 +16,9 @@ func FileSystemType(path string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	info, err := os.ReadFile(fmt.Sprintf("/proc/thread-self/fdinfo/%d", RawFD(f)))
+	id, err := mountID(f)
 	if err != nil {
 		return "", fmt.Errorf("cannot tell the file system of %q: %w", path, err)
-	}
-	id := ""
-	for line := range strings.Lines(string(info)) {
-		if v, ok := strings.CutPrefix(line, "mnt_id:"); ok {
-			id = strings.TrimSpace(v)
-		}
 	}
 	mounts, err := os.Open("/proc/thread-self/mountinfo")
 	if err != nil {
@@ -47,4 +41,35 @@ func FileSystemType(path string) (string, error) {
 		return "", fmt.Errorf("cannot list mounts: %w", err)
 	}
 	return "", fmt.Errorf("cannot tell the file system of %q: mount %s is in no list", path, id)
+}
+
+// mountID is the number of the mount that an open file lies on.
+func mountID(f *os.File) (string, error) {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/thread-self/fdinfo/%d", RawFD(f)))
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(info)) {
+		if v, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			return strings.TrimSpace(v), nil
+		}
+	}
+	return "", fmt.Errorf("descriptor %d names no mount", RawFD(f))
+}
+
+// SameMount says whether two open files lie on one mount.
+func SameMount(a, b *os.File) (bool, error) {
+	x, err := mountID(a)
+	if err != nil {
+		return false, err
+	}
+	y, err := mountID(b)
+	return x == y, err
+}
+
+// PathOf is where an open file is now, as the calling thread sees it; in a
+// detached mount, from the mount's root on. It is a name and no proof: another
+// process can rename the file.
+func PathOf(f *os.File) (string, error) {
+	return os.Readlink(fmt.Sprintf("/proc/thread-self/fd/%d", RawFD(f)))
 }

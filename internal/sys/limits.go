@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -36,12 +37,18 @@ func SetOOMScore(pid, score int) error {
 	return nil
 }
 
-// MapIDs gives the user namespace of a process, which has none yet, its maps:
-// [0, size) inside is [host, host+size) outside.
-func MapIDs(pid int, uidHost, uidSize, gidHost, gidSize uint32) error {
-	err := writeProc(pid, "uid_map", fmt.Sprintf("0 %d %d", uidHost, uidSize))
+// MapIDs gives the user namespace of a process, which has none yet, its maps.
+func MapIDs(pid int, uids, gids []syscall.SysProcIDMap) error {
+	text := func(ids []syscall.SysProcIDMap) string {
+		var b strings.Builder
+		for _, m := range ids {
+			fmt.Fprintf(&b, "%d %d %d\n", m.ContainerID, m.HostID, m.Size)
+		}
+		return b.String()
+	}
+	err := writeProc(pid, "uid_map", text(uids))
 	if err == nil {
-		err = writeProc(pid, "gid_map", fmt.Sprintf("0 %d %d", gidHost, gidSize))
+		err = writeProc(pid, "gid_map", text(gids))
 	}
 	if err != nil {
 		return fmt.Errorf("cannot map ids of process %d: %w", pid, err)

@@ -18,7 +18,7 @@ func TestOverlayOfIdmappedLayers(t *testing.T) {
 		t.Skip("mounts need root")
 	}
 	const host = 710_000_000
-	userns, err := MakeUserNS(host, 65536)
+	userns, err := MakeUserNS([]syscall.SysProcIDMap{{HostID: host, Size: 65536}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,18 +8,16 @@ import (
 	"syscall"
 )
 
-// MakeUserNS makes a user namespace that maps [0, size) inside to
-// [host, host+size) outside, for uids and gids, and returns it open. No process
-// stays in it: the child that made it is stopped at its first instruction
+// MakeUserNS makes a user namespace with this map of uids and gids, and returns
+// it open. No process stays in it: the child that made it is stopped at its first instruction
 // (ptrace) and killed.
-func MakeUserNS(host, size uint32) (*os.File, error) {
+func MakeUserNS(ids []syscall.SysProcIDMap) (*os.File, error) {
 	runtime.LockOSThread() // ptrace binds the child to the thread
 	defer runtime.UnlockOSThread()
-	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(host), Size: int(size)}}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = []string{}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: maps, GidMappings: maps, GidMappingsEnableSetgroups: true,
+		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
 		Ptrace: true, Pdeathsig: syscall.SIGKILL,
 	}
 	if err := cmd.Start(); err != nil {

@@ -2,6 +2,7 @@ package sys
 
 import (
 	"os"
+	"syscall"
 	"testing"
 )
 
@@ -9,7 +10,7 @@ func TestUserNSAndIdmapProbe(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("skipped: making a mapped user namespace needs root")
 	}
-	ns, err := MakeUserNS(2_000_000_000, 65536)
+	ns, err := MakeUserNS([]syscall.SysProcIDMap{{HostID: 2_000_000_000, Size: 65536}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func (e *Engine) StoreFiles() []string {
 	e.t.Helper()
 	var files []string
 	root := filepath.Join(e.DataRoot, "image")
-	for _, sub := range []string{"content/blobs", "content/ingest", "flat", "index", "extract", "snapshot"} {
+	for _, sub := range []string{"content/blobs", "content/ingest", "flat", "index", "owners", "extract", "snapshot"} {
 		err := filepath.WalkDir(filepath.Join(root, sub), func(p string, d fs.DirEntry, err error) error {
 			if os.IsNotExist(err) {
 				return nil

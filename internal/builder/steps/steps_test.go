@@ -436,7 +436,7 @@ func TestWalls(t *testing.T) {
 		ls -d ` + s.dir + ` 2>/dev/null && echo sees the engine; ls /run/docker.sock /var/lib/proa 2>/dev/null
 		echo x >/proc/sys/kernel/hostname 2>/dev/null && echo wrote; dmesg >/dev/null 2>&1 && echo dmesg; true`
 	out := s.mustRun(s.layer(), sh(probe))
-	ids := fmt.Sprintf(" 0 %d 65536\n", s.engine.IDs().Host)
+	ids := fmt.Sprintf(" 0 %d 65536\n", s.engine.IDs().Root())
 	for _, want := range []string{"CapEff:\t00000000800405fb", "CapBnd:\t00000000800405fb", "Seccomp:\t2", ids, "4096\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is missing in\n%s", want, out)

@@ -25,14 +25,20 @@ import (
 // inside the image, as containerd does (a layer with lib/x over a base whose
 // lib is usr/lib).
 func Merge(layers []*Layer, out string) error {
+	_, err := MergeOwners(layers, out)
+	return err
+}
+
+// MergeOwners is Merge that also lists the owners above 65535.
+func MergeOwners(layers []*Layer, out string) ([]Owner, error) {
 	root, devices, err := mergeTrees(layers)
 	if err != nil {
-		return fmt.Errorf("cannot merge %d layers: %w", len(layers), err)
+		return nil, fmt.Errorf("cannot merge %d layers: %w", len(layers), err)
 	}
 	if err := writeIndex(root, devices, out); err != nil {
-		return fmt.Errorf("cannot write image index %q: %w", out, err)
+		return nil, fmt.Errorf("cannot write image index %q: %w", out, err)
 	}
-	return nil
+	return ownersOf(root), nil
 }
 
 // mergeTrees reads the layers' trees and returns the merged one.

@@ -162,7 +162,7 @@ func (c *instance) cloneOptions() (o sys.CloneOptions, err error) {
 func (c *instance) mapIDs() error {
 	ns := &c.spec.Namespaces
 	if ns.User && ns.Join["user"] == 0 {
-		if err := sys.MapIDs(c.child.Pid, ns.UIDs.Host, ns.UIDs.Size, ns.GIDs.Host, ns.GIDs.Size); err != nil {
+		if err := sys.MapIDs(c.child.Pid, ns.UIDs.Kernel(), ns.GIDs.Kernel()); err != nil {
 			return err
 		}
 	}

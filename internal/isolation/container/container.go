@@ -155,7 +155,7 @@ func check(s *isolation.Spec) error {
 		return bad("cannot make a container without a command")
 	case s.Root.Tree == 0 && (s.Root.Image == 0 || s.Root.Upper == ""):
 		return bad("cannot make a container without an image and a writable layer")
-	case ns.User && (ns.UIDs.Host == 0 || ns.GIDs.Host == 0 || ns.UIDs.Size == 0 || ns.GIDs.Size == 0):
+	case ns.User && (ns.UIDs.Root() == 0 || ns.GIDs.Root() == 0):
 		return bad("cannot make a user namespace that maps the host's root, or nobody")
 	case s.Init && !ns.PID:
 		return bad("cannot run an init in the PID namespace of somebody else")
@@ -204,15 +204,36 @@ func (c *instance) lookup(p *isolation.Process) (who, error) {
 	if err != nil {
 		return who{}, &isolation.StartError{Kind: isolation.StartFailed, Step: fmt.Sprintf("find user %q", p.User), Why: err.Error()}
 	}
+	if c.shifted() {
+		ns := &c.spec.Namespaces
+		if !ns.UIDs.Has(uid) {
+			return who{}, unmapped(p, "user", uid, ns.UIDs)
+		}
+		for _, g := range groups { // gid is the first
+			if !ns.GIDs.Has(g) {
+				return who{}, unmapped(p, "group", g, ns.GIDs)
+			}
+		}
+	}
 	return who{uid, gid, groups, home}, nil
 }
 
-// outside is the host's number of a user or group id inside.
+// unmapped is the error of a process that cannot be a user because the user
+// namespace has no such id.
+func unmapped(p *isolation.Process, what string, id uint32, m isolation.IDMap) error {
+	return &isolation.StartError{
+		Kind: isolation.StartFailed, Step: fmt.Sprintf("run as user %q", p.User), Why: isolation.NoID(what, id, m),
+	}
+}
+
+// outside is the host's number of a user or group id inside, which lookup has
+// found to be mapped, or which every map has.
 func outside(user bool, m isolation.IDMap, id uint32) uint32 {
 	if !user {
 		return id
 	}
-	return m.Host + id
+	host, _ := m.Outside(id)
+	return host
 }
 
 func (c *instance) hostUID(id uint32) uint32 {

@@ -468,7 +468,7 @@ func TestRefused(t *testing.T) {
 	for name, change := range map[string]func(*isolation.Spec){
 		"vm":          func(s *isolation.Spec) { s.Kind = isolation.VM },
 		"no command":  func(s *isolation.Spec) { s.Process.Args = nil },
-		"host root":   func(s *isolation.Spec) { s.Namespaces.UIDs.Host = 0 },
+		"host root":   func(s *isolation.Spec) { s.Namespaces.UIDs[0].Host = 0 },
 		"in proc":     func(s *isolation.Spec) { bind(t, s, root, "/proc/sys", nil) },
 		"dir on file": func(s *isolation.Spec) { bind(t, s, root, "/etc/passwd", nil) },
 	} {

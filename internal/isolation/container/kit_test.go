@@ -100,7 +100,7 @@ func newSpec(t testing.TB, root string, args ...string) *isolation.Spec {
 		Network:   isolation.Network{Mode: isolation.NetworkNone},
 		Sysctls:   map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 65535"},
 		Namespaces: isolation.Namespaces{
-			User: true, UIDs: isolation.IDMap{Host: idHost, Size: idSize}, GIDs: isolation.IDMap{Host: idHost, Size: idSize},
+			User: true, UIDs: isolation.IDMap{{Host: idHost, Size: idSize}}, GIDs: isolation.IDMap{{Host: idHost, Size: idSize}},
 			PID: true, IPC: true, UTS: true, Net: true, Cgroup: true,
 		},
 		MaskedPaths: maskedPaths, ReadonlyPaths: readonlyPaths,

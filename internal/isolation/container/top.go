@@ -27,7 +27,8 @@ func (c *instance) Processes(context.Context) ([]isolation.ProcessInfo, error) {
 		}
 		uid := p.UID
 		if c.shifted() {
-			if uid -= c.spec.Namespaces.UIDs.Host; uid >= c.spec.Namespaces.UIDs.Size {
+			var ok bool
+			if uid, ok = c.spec.Namespaces.UIDs.Inside(uid); !ok {
 				uid = 65534 // what the container calls nobody of its own
 			}
 		}
