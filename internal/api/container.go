@@ -382,34 +382,6 @@ func (s *Server) containerLogs(c *call) error {
 	return nil
 }
 
-func (s *Server) containerTop(c *call) error {
-	procs, err := s.Engine.Top(c.Context(), c.PathValue("id"))
-	if err != nil {
-		return err
-	}
-	out := container.TopResponse{Titles: []string{"UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"}, Processes: [][]string{}}
-	for _, p := range procs {
-		start := p.Started.Local().Format("15:04")
-		if time.Since(p.Started) > 24*time.Hour {
-			start = p.Started.Local().Format("Jan02")
-		}
-		usage := 0
-		if age := time.Since(p.Started); age > 0 {
-			usage = int(p.CPU * 100 / age)
-		}
-		d := int(p.CPU.Seconds())
-		tty := p.TTY
-		if tty == "" {
-			tty = "?"
-		}
-		out.Processes = append(out.Processes, []string{
-			strconv.Itoa(int(p.UID)), strconv.Itoa(p.PID), strconv.Itoa(p.PPID), strconv.Itoa(usage), start, tty,
-			fmt.Sprintf("%02d:%02d:%02d", d/3600, d/60%60, d%60), p.Command,
-		})
-	}
-	return c.reply(http.StatusOK, out)
-}
-
 // containerStats sends one reading a second, each with the one before it, or
 // a single one: at once (one-shot) or after a second, so that it has a rate.
 func (s *Server) containerStats(c *call) error {

@@ -239,10 +239,13 @@ func hostConfig(h *container.HostConfig) *container.HostConfig {
 func stats(now, prev *engine.Sample) container.StatsResponse {
 	cpu := func(s *engine.Sample) container.CPUStats {
 		return container.CPUStats{
-			CPUUsage:    container.CPUUsage{TotalUsage: s.CPUNanos, UsageInKernelmode: s.CPUSystem, UsageInUsermode: s.CPUUser},
+			CPUUsage:    container.CPUUsage{TotalUsage: s.CPUNanos, PercpuUsage: s.PerCPU, UsageInKernelmode: s.CPUSystem, UsageInUsermode: s.CPUUser},
 			SystemUsage: s.SystemCPU, OnlineCPUs: s.OnlineCPUs,
 			ThrottlingData: container.ThrottlingData{Periods: s.Periods, ThrottledPeriods: s.Throttled, ThrottledTime: s.ThrottledNs},
 		}
+	}
+	if now.Read.IsZero() { // it does not run
+		return container.StatsResponse{ID: now.ID, Name: "/" + now.Name, OSType: "linux"}
 	}
 	out := container.StatsResponse{
 		ID: now.ID, Name: "/" + now.Name, OSType: "linux", Read: now.Read, CPUStats: cpu(now),
@@ -254,10 +257,12 @@ func stats(now, prev *engine.Sample) container.StatsResponse {
 		BlkioStats: container.BlkioStats{IoServiceBytesRecursive: []container.BlkioStatEntry{
 			{Op: "read", Value: now.ReadBytes}, {Op: "write", Value: now.WriteBytes},
 		}},
-		Networks: map[string]container.NetworkStats{"eth0": {
+	}
+	if now.Card {
+		out.Networks = map[string]container.NetworkStats{"eth0": {
 			RxBytes: now.RxBytes, RxPackets: now.RxPackets, RxErrors: now.RxErrors, RxDropped: now.RxDropped,
 			TxBytes: now.TxBytes, TxPackets: now.TxPackets, TxErrors: now.TxErrors, TxDropped: now.TxDropped,
-		}},
+		}}
 	}
 	if prev != nil {
 		out.PreRead, out.PreCPUStats = prev.Read, cpu(prev)

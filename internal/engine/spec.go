@@ -134,7 +134,7 @@ func shm(r *record, other isolation.File) []isolation.Mount {
 		}
 		return []isolation.Mount{{Type: isolation.MountBind, Source: other, Origin: "/dev/shm of another container", Target: "/dev/shm", NonRecursive: true, Detached: true}}
 	}
-	return []isolation.Mount{{Type: isolation.MountTmpfs, Target: "/dev/shm", Size: r.Host.ShmSize, Mode: 0o1777, Options: "nosuid,nodev,noexec"}}
+	return []isolation.Mount{{Type: isolation.MountTmpfs, Origin: "shm", Target: "/dev/shm", Size: r.Host.ShmSize, Mode: 0o1777, Options: "nosuid,nodev,noexec"}}
 }
 
 // sysctls adds to the wanted ones what lets a container without capabilities

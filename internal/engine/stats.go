@@ -23,7 +23,6 @@ func (e *Engine) Stats(ctx context.Context, ref string) (*Sample, error) {
 	}
 	c := b.snap.Load()
 	s := &Sample{ID: c.ID, Name: c.Name}
-	s.Read = e.cfg.Now().UTC()
 	sh, err := b.shim()
 	if err != nil {
 		return s, nil
@@ -36,11 +35,33 @@ func (e *Engine) Stats(ctx context.Context, ref string) (*Sample, error) {
 		return nil, fmt.Errorf("cannot read statistics of container %s: %w", short(b.id), err)
 	}
 	s.Stats = *st
-	e.netStats(ctx, b.id, &s.Stats)
+	if s.Read.IsZero() {
+		s.Read = e.cfg.Now().UTC()
+	}
+	if owner := e.cardOwner(c); owner != "" {
+		s.Card = true
+		e.netStats(ctx, owner, &s.Stats)
+	}
 	if s.SystemCPU, s.OnlineCPUs, err = hostCPU(); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// cardOwner is the container whose network card c uses, its own or that of the
+// one whose network it has joined; "" where there is none.
+func (e *Engine) cardOwner(c *Container) string {
+	if c.Host.NetworkMode.IsContainer() {
+		b, err := e.find(c.Host.NetworkMode.ConnectedContainer())
+		if err != nil {
+			return ""
+		}
+		c = b.snap.Load()
+	}
+	if c.Endpoint["bridge"] == nil {
+		return ""
+	}
+	return c.ID
 }
 
 // hostCPU reads how long all CPUs have run since boot, idle time included, as

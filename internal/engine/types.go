@@ -148,13 +148,14 @@ type ExecStartOptions struct {
 	Rows, Cols uint16 // first size of its terminal; 0: as created
 }
 
-// Sample is one reading of what a container uses. All zero but Read, ID and
-// Name when it does not run.
+// Sample is one reading of what a container uses. All zero but ID and Name when
+// it does not run.
 type Sample struct {
 	ID, Name string
 	isolation.Stats
 	SystemCPU  uint64 // nanoseconds that all CPUs of the host have worked since boot
 	OnlineCPUs uint32
+	Card       bool // it has a network card, whose counters are in Stats
 }
 
 // PruneResult is what Prune removed.

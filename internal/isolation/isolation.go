@@ -148,7 +148,7 @@ const (
 type Mount struct {
 	Type     MountType `json:"type"`
 	Source   File      `json:"source,omitempty"` // bind: O_PATH descriptor of the source
-	Origin   string    `json:"origin,omitempty"` // bind: path of the source, for messages only
+	Origin   string    `json:"origin,omitempty"` // bind: path of the source, for messages only; tmpfs: what the mount table shows as its source
 	Target   string    `json:"target"`           // absolute path inside; created if missing
 	Readonly bool      `json:"readonly,omitempty"`
 	// Detached says that a bind's Source is a mount that is attached nowhere and
@@ -346,9 +346,10 @@ type Usage struct {
 type Stats struct {
 	Read        time.Time `json:"read"`
 	CPUNanos    uint64    `json:"cpuNanos"`
-	CPUUser     uint64    `json:"cpuUser"`   // nanoseconds
-	CPUSystem   uint64    `json:"cpuSystem"` // nanoseconds
-	Throttled   uint64    `json:"throttled"` // periods
+	CPUUser     uint64    `json:"cpuUser"`          // nanoseconds
+	CPUSystem   uint64    `json:"cpuSystem"`        // nanoseconds
+	PerCPU      []uint64  `json:"perCPU,omitempty"` // nanoseconds of each CPU; only version 1 control groups count it
+	Throttled   uint64    `json:"throttled"`        // periods
 	ThrottledNs uint64    `json:"throttledNs"`
 	Periods     uint64    `json:"periods"`
 	MemoryBytes uint64    `json:"memoryBytes"` // with page cache
@@ -435,6 +436,13 @@ type ProcessInfo struct {
 	CPU     time.Duration `json:"cpu"`
 	TTY     string        `json:"tty"`
 	Command string        `json:"command"`
+	// What ps(1) knows besides.
+	Name     string `json:"name,omitempty"`  // of the executable
+	State    string `json:"state,omitempty"` // one letter of proc(5)
+	Nice     int    `json:"nice,omitempty"`
+	Threads  int    `json:"threads,omitempty"`
+	Virtual  uint64 `json:"virtual,omitempty"`  // bytes
+	Resident uint64 `json:"resident,omitempty"` // bytes
 }
 
 // StartKind sorts the reasons why a process could not be started, so that a

@@ -20,8 +20,17 @@ type ProcessInfo struct {
 	Started   time.Time
 	CPU       time.Duration
 	TTY       string // "pts/0", or "?"
+	Name      string // of the executable, at most 15 bytes
+	State     string // one letter of proc(5)
+	Nice      int
+	Threads   int
+	Virtual   uint64 // bytes
+	Resident  uint64 // bytes
 	Command   string // command line, or the name in brackets where there is none
 }
+
+// signed reads a number that may be negative.
+func signed(s string) int64 { n, _ := strconv.ParseInt(s, 10, 64); return n }
 
 // ticks is USER_HZ, which Linux has fixed at 100 for /proc on all architectures
 // that Go runs on.
@@ -48,11 +57,12 @@ func ReadProcess(pid int) (ProcessInfo, error) {
 	}
 	name := string(stat[open+1 : end])
 	f := strings.Fields(string(stat[end+1:]))
-	if len(f) < 20 {
+	if len(f) < 22 {
 		return fail(errors.New("stat is malformed"))
 	}
 	num := func(i int) uint64 { n, _ := strconv.ParseUint(f[i-3], 10, 64); return n } // i as in proc(5)
-	p.PPID = int(num(4))
+	p.PPID, p.Name, p.State = int(num(4)), strings.ToValidUTF8(name, "?"), f[0]
+	p.Nice, p.Threads, p.Virtual, p.Resident = int(signed(f[19-3])), int(num(20)), num(23), num(24)*uint64(os.Getpagesize())
 	if tty := num(7); tty != 0 {
 		major, minor := unix.Major(tty), unix.Minor(tty)
 		switch {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -29,7 +30,9 @@ func (p *Program) PrivateMounts() {
 func (p *Program) NewFS(fstype string, attr int, params ...FSConfig) Result {
 	fs := p.Call("open file system type "+fstype, unix.SYS_FSOPEN, p.String(fstype), Int(unix.FSOPEN_CLOEXEC))
 	// What the first column of mount(8) and df(1) shows.
-	p.Call("name a new "+fstype, unix.SYS_FSCONFIG, Of(fs), Int(unix.FSCONFIG_SET_STRING), p.String("source"), p.String(fstype), Int(0))
+	if !slices.ContainsFunc(params, func(c FSConfig) bool { return c.Key == "source" }) {
+		p.Call("name a new "+fstype, unix.SYS_FSCONFIG, Of(fs), Int(unix.FSCONFIG_SET_STRING), p.String("source"), p.String(fstype), Int(0))
+	}
 	for _, c := range params {
 		if c.Flag {
 			p.Call("set "+c.Key+" of a new "+fstype, unix.SYS_FSCONFIG, Of(fs), Int(unix.FSCONFIG_SET_FLAG), p.String(c.Key), Int(0), Int(0))

@@ -142,6 +142,10 @@ func TestFaultsOfRequests(t *testing.T) {
 		{"C20", testInspect},
 		{"C20.7", testPidsLimit},
 		{"D27", testInspectOfCreated},
+		{"D26 top", testTop},
+		{"D28", testStats},
+		{"C32", testSharedMemory},
+		{"C33", testLimitsInside},
 	} {
 		t.Run(row.name, func(t *testing.T) { row.test(t, s) })
 	}

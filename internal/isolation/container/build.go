@@ -187,6 +187,9 @@ func tmpfsParams(m *isolation.Mount) (attr int, params []sys.FSConfig) {
 		mode = 0o1777
 	}
 	set := map[string]string{"mode": strconv.FormatUint(uint64(mode), 8)}
+	if m.Origin != "" {
+		set["source"] = m.Origin
+	}
 	if m.Size > 0 {
 		set["size"] = strconv.FormatInt(m.Size, 10)
 	}

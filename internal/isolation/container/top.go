@@ -32,7 +32,10 @@ func (c *instance) Processes(context.Context) ([]isolation.ProcessInfo, error) {
 				uid = 65534 // what the container calls nobody of its own
 			}
 		}
-		out = append(out, isolation.ProcessInfo{PID: p.PID, PPID: p.PPID, UID: uid, Started: p.Started, CPU: p.CPU, TTY: p.TTY, Command: p.Command})
+		out = append(out, isolation.ProcessInfo{
+			PID: p.PID, PPID: p.PPID, UID: uid, Started: p.Started, CPU: p.CPU, TTY: p.TTY, Command: p.Command,
+			Name: p.Name, State: p.State, Nice: p.Nice, Threads: p.Threads, Virtual: p.Virtual, Resident: p.Resident,
+		})
 	}
 	return out, nil
 }

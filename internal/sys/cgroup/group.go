@@ -140,13 +140,14 @@ func (h *Host) Wanted(r *isolation.Resources) []string {
 	if !r.Privileged {
 		want = append(want, "devices")
 	}
-	if r.CPUQuota != 0 || r.CPUPeriod != 0 || r.CPUShares != 0 {
-		want = append(want, "cpu")
-	}
-	if r.CpusetCpus != "" || r.CpusetMems != "" {
-		want = append(want, "cpuset")
-	}
-	if h.Unified == "" {
+	cpu := r.CPUQuota != 0 || r.CPUPeriod != 0 || r.CPUShares != 0
+	cpuset := r.CpusetCpus != "" || r.CpusetMems != ""
+	switch {
+	case cpu || cpuset || r.MemoryBytes > 0:
+		// Programs that look for their limits, the JVM first, believe none unless
+		// they find all of memory, cpu, cpuacct and cpuset.
+		want = append(want, "cpu", "cpuset", "cpuacct")
+	case h.Unified == "":
 		want = append(want, "cpuacct") // the version 2 tree counts CPU time without any controller
 	}
 	return slices.DeleteFunc(want, func(c string) bool { return h.V1[c] == "" })

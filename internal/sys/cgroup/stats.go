@@ -146,6 +146,13 @@ func (g *Group) cpuStats(s *isolation.Stats) {
 		s.CPUNanos = d.number("cpuacct.usage")
 		s.CPUUser, s.CPUSystem = d.number("cpuacct.usage_user"), d.number("cpuacct.usage_sys")
 	}
+	if d := g.dir("cpuacct"); d != nil && g.host.Mode != V2 {
+		if b, err := d.read("cpuacct.usage_percpu"); err == nil {
+			for _, f := range strings.Fields(string(b)) {
+				s.PerCPU = append(s.PerCPU, number(f))
+			}
+		}
+	}
 	if d := g.dir("cpu"); d != nil && g.host.Mode != V2 {
 		if b, err := d.read("cpu.stat"); err == nil {
 			s.Periods, _ = field(b, "nr_periods")

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -99,7 +100,7 @@ func TestV2Reads(t *testing.T) {
 		Read: s.Read, CPUNanos: 5000, CPUUser: 3000, CPUSystem: 2000, Periods: 9, Throttled: 4, ThrottledNs: 8000, MemoryBytes: 1000,
 		MemoryMax: 2000, MemoryLimit: hostMemory(), MemoryCache: 300, Pids: 3, ReadBytes: 11, WriteBytes: 22, OOMKills: 1,
 	}
-	if s != want {
+	if !reflect.DeepEqual(s, want) {
 		t.Errorf("got %+v\nwant %+v", s, want)
 	}
 	u, err := g.Usage()
@@ -163,7 +164,7 @@ func TestLayouts(t *testing.T) {
 	if h.Mode != Hybrid || h.V1["cpu"] != "/sys/fs/cgroup/cpu,cpuacct" || h.V1["cpuacct"] != h.V1["cpu"] || h.V1["memory"] != "/sys/fs/cgroup/memory" || h.Unified != "/sys/fs/cgroup/uni fied" || h.V1["pids"] != "" {
 		t.Errorf("%+v", h)
 	}
-	if got := h.Wanted(&isolation.Resources{CPUQuota: 1, CpusetCpus: "0"}); strings.Join(got, " ") != "memory cpu" {
+	if got := h.Wanted(&isolation.Resources{CPUQuota: 1, CpusetCpus: "0"}); strings.Join(got, " ") != "memory cpu cpuacct" {
 		t.Errorf("wanted %v", got)
 	}
 	v1, err := parseHost([]byte(strings.ReplaceAll(hybrid, "cgroup2", "tmpfs")))

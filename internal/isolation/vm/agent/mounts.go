@@ -73,7 +73,7 @@ func (r *room) standardMounts(root *os.File, s *wire.Setup, ready map[string]*os
 	if shm == 0 {
 		shm = defaultShm
 	}
-	return r.tmpfs(&isolation.Mount{Type: isolation.MountTmpfs, Target: "/dev/shm", Size: shm})
+	return r.tmpfs(&isolation.Mount{Type: isolation.MountTmpfs, Origin: "shm", Target: "/dev/shm", Size: shm})
 }
 
 // makeDev makes the room's /dev. The kernel's own, with the machine's disks and

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"slices"
@@ -213,7 +214,7 @@ func (r *room) tmpfs(m *isolation.Mount) error {
 		}
 		mode = st.Mode & 0o7777
 	}
-	params := []sys.FSConfig{{Key: "source", Value: "tmpfs"}, {Key: "mode", Value: strconv.FormatUint(uint64(mode), 8)}}
+	params := []sys.FSConfig{{Key: "source", Value: cmp.Or(m.Origin, "tmpfs")}, {Key: "mode", Value: strconv.FormatUint(uint64(mode), 8)}}
 	if m.Size > 0 {
 		params = append(params, sys.FSConfig{Key: "size", Value: strconv.FormatInt(m.Size, 10)})
 	}

@@ -134,7 +134,9 @@ func list() ([]int, error) {
 
 // stat is what /proc/PID/stat says.
 type stat struct {
-	comm           string
+	comm, state    string
+	nice           int
+	vsize, rss     uint64 // bytes
 	pid, ppid, tty int
 	cpu            time.Duration
 	threads, start uint64 // start in ticks since boot
@@ -155,12 +157,12 @@ func readStat(pid int) (s stat, ok bool) {
 		return s, false
 	}
 	f := strings.Fields(string(b[end+1:]))
-	if len(f) < 20 {
+	if len(f) < 22 {
 		return s, false
 	}
 	num := func(i int) int { v, _ := strconv.Atoi(f[i]); return v }
 	return stat{
-		comm: string(b[open+1 : end]), pid: pid, ppid: num(1), tty: num(4),
+		comm: string(b[open+1 : end]), state: f[0], nice: num(16), vsize: uint64(num(20)), rss: uint64(num(21) * os.Getpagesize()), pid: pid, ppid: num(1), tty: num(4),
 		cpu:     time.Duration(num(11)+num(12)) * tick,
 		threads: uint64(num(17)), start: uint64(num(19)),
 	}, true
@@ -183,13 +185,14 @@ func processes() ([]isolation.ProcessInfo, error) {
 		p := isolation.ProcessInfo{
 			PID: pid, PPID: st.ppid, CPU: st.cpu, TTY: ttyName(st.tty),
 			Started: boot.Add(time.Duration(st.start) * tick).Truncate(tick), Command: command(pid, st.comm),
+			Name: strings.ToValidUTF8(st.comm, "?"), State: st.state, Nice: st.nice, Threads: int(st.threads), Virtual: st.vsize, Resident: st.rss,
 		}
 		var fi syscall.Stat_t
 		if err := syscall.Stat("/proc/"+strconv.Itoa(pid), &fi); err != nil {
 			continue
 		}
 		p.UID = fi.Uid
-		if size += 200 + 2*len(p.Command); len(out) == maxListed || size > wire.MaxReply {
+		if size += 320 + 2*len(p.Command); len(out) == maxListed || size > wire.MaxReply {
 			break
 		}
 		out = append(out, p)
