@@ -22,7 +22,7 @@ import (
 
 // engineFiles are the only files of an instance that need not be the image's:
 // the engine makes or covers them.
-var engineFiles = []string{"/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+var engineFiles = []string{"/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/.dockerenv", "/etc/mtab"}
 
 // netBind is the file capability cap_net_bind_service=ep (revision 2).
 const netBind = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"

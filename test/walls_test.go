@@ -216,8 +216,8 @@ var behaviours = []struct {
 	}},
 	{"its own files below a read-only root", func(p *place) {
 		r := p.run("--read-only", "--hostname", "box", "-w", "/new/dir", "bb", "sh", "-c",
-			"echo 10.1.1.1 x >>/etc/hosts && grep -c . /etc/hosts >/dev/null && cat /etc/hostname && echo nameserver 10.2.2.2 >/etc/resolv.conf && cat /etc/resolv.conf; pwd; touch /etc/other 2>/dev/null || echo read-only")
-		p.want(r.Stdout, "box\nnameserver 10.2.2.2\n/new/dir\nread-only\n")
+			"grep -c . /etc/hosts >/dev/null && cat /etc/hostname; for f in /etc/hosts /etc/resolv.conf /etc/other; do touch $f 2>/dev/null || echo read-only; done; pwd")
+		p.want(r.Stdout, "box\nread-only\nread-only\nread-only\n/new/dir\n")
 	}},
 	{"control groups and what is masked", func(p *place) {
 		r := p.run("bb", "sh", "-c", "grep -v ':/$' /proc/self/cgroup; mkdir /sys/fs/cgroup/x 2>/dev/null && echo made; for f in sys bus irq; do grep -o \" /proc/$f proc ro,\" /proc/mounts; done; wc -c </proc/keys; ls /sys/firmware; (echo 1 >/proc/sys/vm/drop_caches) 2>/dev/null && echo wrote; umask")

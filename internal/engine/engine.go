@@ -18,6 +18,7 @@ import (
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm/machine"
 	"proa/internal/network"
+	"proa/internal/rootfs"
 	"proa/internal/shim"
 	"proa/internal/state"
 	"proa/internal/sys"
@@ -58,6 +59,7 @@ type Engine struct {
 	cfg    Config
 	ids    isolation.IDMap // of user namespaces; empty: off
 	userns *os.File        // one namespace with that map, for probing mounts; nil: off
+	places *os.File        // the lowest layer of containers' roots
 	bootID string
 	host   string // the host's name
 
@@ -111,6 +113,9 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	if err := sys.SpreadDirs(e.containersDir()); err != nil {
 		return nil, fmt.Errorf("cannot make engine directory: %w", err)
 	}
+	if err := e.openPlaces(); err != nil {
+		return nil, err
+	}
 	if err := e.openUserNS(); err != nil {
 		return nil, err
 	}
@@ -140,10 +145,25 @@ func (e *Engine) Close() error {
 		b.letGo()
 	}
 	e.work.Wait()
-	if e.userns != nil {
-		e.userns.Close()
+	for _, f := range []*os.File{e.userns, e.places} {
+		if f != nil {
+			f.Close()
+		}
 	}
 	return e.saves.flush()
+}
+
+// openPlaces makes the lowest layer of all containers' roots.
+func (e *Engine) openPlaces() (err error) {
+	dir := filepath.Join(e.cfg.DataRoot, "places")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("cannot make engine directory: %w", err)
+	}
+	if err := rootfs.MakePlaces(dir); err != nil {
+		return err
+	}
+	e.places, err = sys.OpenPath(dir)
+	return err
 }
 
 // openUserNS claims the ids that containers have on the host, and a namespace

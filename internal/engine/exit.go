@@ -101,6 +101,7 @@ func (e *Engine) cleanUp(b *box, sh *shim.Shim, parent string) {
 	if err := e.cfg.Shims.Sweep(parent, b.id); err != nil {
 		e.cfg.Log.Error("cannot remove what an instance left", "id", short(b.id), "err", err)
 	}
+	e.keepNetworkFiles(b)
 	if err := e.cfg.Network.Release(ctx, b.id); err != nil {
 		e.cfg.Log.Error("cannot release the network of a container", "id", short(b.id), "err", err)
 	}

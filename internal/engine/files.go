@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -275,7 +276,12 @@ func (e *Engine) restingFiles(ctx context.Context, b *box, r *rootfs.Request, in
 		return err
 	}
 	defer lower.Close()
-	root, err := sys.Overlay(lower, layer, sys.MountNodev, false)
+	places, err := sys.CloneTree(e.places, "", false)
+	if err != nil {
+		return err
+	}
+	defer places.Close()
+	root, err := sys.Overlay([]*os.File{lower, places}, layer, sys.MountNodev, false)
 	if err != nil {
 		return err
 	}
@@ -285,13 +291,96 @@ func (e *Engine) restingFiles(ctx context.Context, b *box, r *rootfs.Request, in
 		return t.Serve(ctx, r, in, out)
 	}
 	return e.inView(root, t, func() error {
-		if err := e.attachPlans(ctx, &rec, t.Root); err != nil || !rec.Host.ReadonlyRootfs {
+		if err := makeWorkdir(t.Root, rec.Config.WorkingDir); err != nil {
+			return err
+		}
+		if err := e.attachPlans(ctx, &rec, t.Root); err != nil {
+			return err
+		}
+		if err := e.attachNetworkFiles(&rec, t.Root); err != nil || !rec.Host.ReadonlyRootfs {
 			return err
 		}
 		// A link in a volume may change between a look and a write, so the
 		// kernel refuses as well.
 		return sys.SetMountAttr(t.Root, sys.MountReadonly, 0, false)
 	}, func() error { return servePut(ctx, b.snap.Load(), t, r, in, out) })
+}
+
+// makeWorkdir makes the working directory of a container that was not started
+// yet, as Docker has it from create on. One that cannot be made fails the start
+// and not a look at the files.
+func makeWorkdir(root *os.File, dir string) error {
+	if dir == "" || dir == "/" {
+		return nil
+	}
+	f, err := sys.OpenTarget(root, path.Join("/", dir), true)
+	if err != nil {
+		return nil //nolint:nilerr // the start says so
+	}
+	return f.Close()
+}
+
+// networkFiles are the files of the network room as they were when the latest
+// run ended, by the place that they have inside.
+var networkFiles = map[string]string{"/etc/resolv.conf": "resolv.conf", "/etc/hosts": "hosts", "/etc/hostname": "hostname"}
+
+// maxNetworkFile bounds what is kept of a file that a container may have written.
+const maxNetworkFile = 256 << 10
+
+// keepNetworkFiles keeps the network's files of a run that ended for readers
+// of the stopped container. The room removes its own.
+func (e *Engine) keepNetworkFiles(b *box) {
+	var from map[string]string
+	b.read(func(r *record, l *live) {
+		if !r.Host.AutoRemove {
+			from = map[string]string{l.resolv: "resolv.conf", l.hosts: "hosts", l.hostname: "hostname"}
+		}
+	})
+	for from, name := range from {
+		if from == "" {
+			continue
+		}
+		if err := keepFile(from, filepath.Join(e.dir(b.id), name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			e.cfg.Log.Warn("cannot keep a network file of a container", "id", short(b.id), "err", err)
+		}
+	}
+}
+
+func keepFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	text, err := io.ReadAll(io.LimitReader(in, maxNetworkFile))
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(to, text, 0o644); err != nil {
+		return err
+	}
+	return os.Chmod(to, 0o644) // whatever the umask
+}
+
+// attachNetworkFiles shows the kept files of a container that does not run
+// where it had them.
+func (e *Engine) attachNetworkFiles(rec *record, root *os.File) error {
+	for target, name := range networkFiles {
+		if slices.ContainsFunc(rec.Mounts, func(m MountPlan) bool { return m.Target == target }) {
+			continue
+		}
+		f, err := sys.OpenPath(filepath.Join(e.dir(rec.ID), name))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = attachPlan(MountPlan{Target: target, Readonly: rec.Host.ReadonlyRootfs}, f, root)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot mount %q: %w", target, err)
+		}
+	}
+	return nil
 }
 
 // attachPlans mounts the volumes and binds of a container that does not run
@@ -421,6 +510,11 @@ func (e *Engine) bootService(ctx context.Context, b *box) (_ *service, err error
 	p := parts{dir: e.runDir(b.id), parent: e.cfg.CgroupParent, hostname: e.host, ids: e.ids}
 	back.add(func() { os.RemoveAll(p.dir) })
 	p.network = isolation.Network{Mode: isolation.NetworkNone}
+	for name, to := range map[string]*string{"resolv.conf": &p.network.ResolvConf, "hosts": &p.network.Hosts, "hostname": &p.network.HostsName} {
+		if kept := filepath.Join(e.dir(b.id), name); exists(kept) {
+			*to = kept
+		}
+	}
 	spec, err := buildSpec(&rec, p)
 	if err != nil {
 		return nil, err
@@ -454,6 +548,11 @@ func (e *Engine) bootService(ctx context.Context, b *box) (_ *service, err error
 		return nil, err
 	}
 	return &service{sh: sh, parent: spec.Resources.CgroupParent}, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // idleService ends a service that was not used since its timer was set.

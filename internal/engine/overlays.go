@@ -129,7 +129,7 @@ func (e *Engine) joinOverlay(f StepFiles, shifted, readonly bool) (m *os.File, e
 		if readonly {
 			m, err = sys.OverlayReadonly(lower, layer, attr)
 		} else {
-			m, err = sys.Overlay(lower, layer, attr, true)
+			m, err = sys.Overlay([]*os.File{lower}, layer, attr, true)
 		}
 		return err
 	})

@@ -18,6 +18,7 @@ import (
 // parts are what a start opened and found out; buildSpec only puts them together.
 type parts struct {
 	root     isolation.File    // tree of the image
+	places   isolation.File    // the layer below it; 0: none
 	upper    string            // directory with upper and work
 	dir      string            // the instance's own directory
 	logPath  string            // json-file
@@ -79,7 +80,7 @@ func buildSpec(r *record, p parts) (*isolation.Spec, error) {
 			Umask:           h.Umask,
 		},
 		Init:      h.Init != nil && *h.Init && !h.PidMode.IsContainer(), // as Docker: somebody else is process 1 there
-		Root:      isolation.Root{Image: p.root, Upper: p.upper, Readonly: h.ReadonlyRootfs, Volatile: h.AutoRemove},
+		Root:      isolation.Root{Image: p.root, Places: p.places, Upper: p.upper, Readonly: h.ReadonlyRootfs, Volatile: h.AutoRemove},
 		Mounts:    p.mounts,
 		Devices:   p.devices,
 		Resources: resourcesOf(h, p.parent),

@@ -148,6 +148,11 @@ func (e *Engine) launch(ctx context.Context, b *box) (_ *shim.Shim, pid int, err
 		}
 		defer tree.Close()
 		p.root = files.Add(tree.Tree)
+		places, err := sys.CloneTree(e.places, "", false)
+		if err != nil {
+			return nil, 0, err
+		}
+		p.places = files.Add(places)
 		if p.devices, err = devicesOf(rec.Host); err != nil {
 			return nil, 0, err
 		}

@@ -114,10 +114,11 @@ type Rlimit struct {
 // shared; what the instance writes goes to Upper (container) or to the
 // machine's disk (VM).
 type Root struct {
-	Image    File   `json:"image"`    // container: a detached mount of the merged image (O_PATH); unused by a VM
-	Upper    string `json:"upper"`    // container: directory of the host that holds "upper" and "work"
-	Readonly bool   `json:"readonly"` // --read-only
-	Volatile bool   `json:"volatile"` // skip syncing the writable layer (only when it will not outlive the instance)
+	Image    File   `json:"image"`            // container: a detached mount of the merged image (O_PATH); unused by a VM
+	Places   File   `json:"places,omitempty"` // container: a detached mount of rootfs.MakePlaces, the lowest layer; 0: none
+	Upper    string `json:"upper"`            // container: directory of the host that holds "upper" and "work"
+	Readonly bool   `json:"readonly"`         // --read-only
+	Volatile bool   `json:"volatile"`         // skip syncing the writable layer (only when it will not outlive the instance)
 
 	// Tree is a detached mount that is the root as it is and is written in
 	// place, instead of Image and Upper (container only).

@@ -219,7 +219,7 @@ func newStack(t testing.TB, build func(dir string)) *stack {
 	lower, err := sys.CloneTree(nil, s.lower, false)
 	must(t, err)
 	defer lower.Close()
-	m, err := sys.Overlay(lower, layer, 0, false)
+	m, err := sys.Overlay([]*os.File{lower}, layer, 0, false)
 	must(t, err)
 	defer m.Close()
 	must(t, sys.Attach(m, s.merged))

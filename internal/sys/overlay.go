@@ -4,18 +4,20 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
 
-// Overlay makes a detached overlay of the detached mounts lower and layer, of
-// which the second holds "upper" and "work". It works with the ids of the
+// Overlay makes a detached overlay of the detached mounts lowers, the topmost
+// first, and layer, which holds "upper" and "work". It works with the ids of the
 // calling thread (Thread.FileIDs), which must be those of the container's root
 // where the layers are idmapped. attr is a set of MOUNT_ATTR_ flags. With
 // volatile nothing is ever synced.
-func Overlay(lower, layer *os.File, attr int, volatile bool) (*os.File, error) {
+func Overlay(lowers []*os.File, layer *os.File, attr int, volatile bool) (*os.File, error) {
 	// index and its file handles are of no use to one mount of one upper. Without
 	// the other two every file of the upper is whole, whatever the kernel's
 	// default is: layers are made of it (rootfs.WriteLayer).
@@ -24,7 +26,7 @@ func Overlay(lower, layer *os.File, attr int, volatile bool) (*os.File, error) {
 		rest = append(rest, FSConfig{Key: "volatile", Flag: true})
 	}
 	if !oldOverlay.Load() {
-		m, err := overlayDetached(lower, layer, attr, rest)
+		m, err := overlayDetached(lowers, layer, attr, rest)
 		if err == nil {
 			return m, nil
 		}
@@ -34,7 +36,7 @@ func Overlay(lower, layer *os.File, attr int, volatile bool) (*os.File, error) {
 			return nil, err
 		}
 	}
-	m, err := overlayAttached(lower, layer, attr, rest)
+	m, err := overlayAttached(lowers, layer, attr, rest)
 	if err == nil {
 		oldOverlay.Store(true)
 	}
@@ -45,29 +47,35 @@ func Overlay(lower, layer *os.File, attr int, volatile bool) (*os.File, error) {
 var oldOverlay atomic.Bool
 
 // overlayDetached gives the layers as descriptors of detached mounts (Linux 6.15).
-func overlayDetached(lower, layer *os.File, attr int, rest []FSConfig) (*os.File, error) {
+func overlayDetached(lowers []*os.File, layer *os.File, attr int, rest []FSConfig) (*os.File, error) {
 	upper, work, err := writableDirs(layer)
 	if err != nil {
 		return nil, err
 	}
 	defer upper.Close()
 	defer work.Close()
-	return NewFS("overlay", attr, append([]FSConfig{
-		{Key: "lowerdir+", File: lower}, {Key: "upperdir", File: upper}, {Key: "workdir", File: work},
-	}, rest...)...)
+	config := append([]FSConfig{{Key: "upperdir", File: upper}, {Key: "workdir", File: work}}, rest...)
+	for _, l := range lowers {
+		config = append(config, FSConfig{Key: "lowerdir+", File: l})
+	}
+	return NewFS("overlay", attr, config...)
 }
 
 // overlayAttached is overlayDetached for older kernels.
-func overlayAttached(lower, layer *os.File, attr int, rest []FSConfig) (*os.File, error) {
-	return overlayOfAttached([]*os.File{lower, layer}, func() (m *os.File, err error) {
+func overlayAttached(lowers []*os.File, layer *os.File, attr int, rest []FSConfig) (*os.File, error) {
+	return overlayOfAttached(append(slices.Clone(lowers), layer), func() (m *os.File, err error) {
 		upper, work, err := writableDirs(layer)
 		if err != nil {
 			return nil, err
 		}
 		defer upper.Close()
 		defer work.Close()
+		names := make([]string, 0, len(lowers))
+		for _, l := range lowers {
+			names = append(names, ownName(l))
+		}
 		return NewFS("overlay", attr, append([]FSConfig{
-			{Key: "lowerdir", Value: ownName(lower)}, {Key: "upperdir", Value: ownName(upper)}, {Key: "workdir", Value: ownName(work)},
+			{Key: "lowerdir", Value: strings.Join(names, ":")}, {Key: "upperdir", Value: ownName(upper)}, {Key: "workdir", Value: ownName(work)},
 		}, rest...)...)
 	})
 }

@@ -23,7 +23,7 @@ func TestOverlayOfIdmappedLayers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer userns.Close()
-	for name, join := range map[string]func(lower, layer *os.File, attr int, rest []FSConfig) (*os.File, error){"detached": overlayDetached, "attached": overlayAttached} {
+	for name, join := range map[string]func(lowers []*os.File, layer *os.File, attr int, rest []FSConfig) (*os.File, error){"detached": overlayDetached, "attached": overlayAttached} {
 		t.Run(name, func(t *testing.T) {
 			// As on a host, where mounts are shared.
 			dir := t.TempDir()
@@ -65,7 +65,7 @@ func TestOverlayOfIdmappedLayers(t *testing.T) {
 					}
 					trees = append(trees, m)
 				}
-				m, err := join(trees[0], trees[1], 0, nil)
+				m, err := join(trees[:1], trees[1], 0, nil)
 				if name == "detached" && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)) {
 					old = true
 					return nil

@@ -220,3 +220,67 @@ func TestFaultC23LastContainerTakesTheVolume(t *testing.T) {
 		t.Errorf("run --rm left the volumes %q", got)
 	}
 }
+
+// A12, D10, C21: a root lacked the names that Docker's init layer has
+// (/.dockerenv, /etc/mtab, /dev/console, the files that are mounted over), from
+// create on; a stopped container's network files were empty; a working
+// directory appeared with the start. dockerd 20.10.24 and moby's
+// initlayer/setup_unix.go.
+func TestFaultA12D10C21PlacesOfEveryRoot(t *testing.T) {
+	e := proatest.New(t)
+	e.Import("bare", []proatest.Entry{{Name: "bin/"}, {Name: "bin/busybox", Mode: 0o755, Body: busybox(t)}, {Name: "bin/sh", Type: tar.TypeSymlink, Link: "busybox", Mode: 0o777}}, "ENV PATH=/bin")
+	e.ImportBusybox("bb")
+	for _, isolation := range isolations {
+		id := e.MustDocker("create", "--runtime", isolation, "-w", "/home/foo/bar", "-h", "named", "bare", "sh", "-c",
+			"test -e /.dockerenv && test -f /dev/console || test -c /dev/console; busybox readlink /etc/mtab; echo mine >>/etc/hosts; busybox cat /proc/self/mounts >/dev/null && pwd")
+		look := func(state string, want map[string]string) {
+			t.Helper()
+			for path, begins := range want {
+				got, status := archiveOf(t, e, id, path)
+				if len(got) == 0 || got[0] != begins {
+					t.Errorf("%s, %s: the archive of %s is %q (%s), want %q", isolation, state, path, got, status, begins)
+				}
+			}
+		}
+		always := map[string]string{
+			"/.dockerenv": ".dockerenv", "/etc/mtab": "mtab", "/dev/console": "console", "/etc/hosts": "hosts", "/etc/hostname": "hostname",
+			"/etc/resolv.conf": "resolv.conf", "/home/foo/bar": "bar/", "/proc": "proc/", "/sys": "sys/", "/dev/pts": "pts/", "/dev/shm": "shm/",
+		}
+		look("created", always)
+		if got := e.MustDocker("start", "-a", id); got != "/proc/mounts\n/home/foo/bar" {
+			t.Errorf("%s: the container said %q", isolation, got)
+		}
+		look("stopped", always)
+		hosts := e.Docker("cp", id+":/etc/hosts", "-").Stdout
+		if !strings.Contains(hosts, "named") || isolation == "container" && !strings.Contains(hosts, "mine") {
+			t.Errorf("%s: /etc/hosts of the stopped container: %q", isolation, hosts)
+		}
+		if got := e.MustDocker("diff", id); strings.Contains(got, "dockerenv") || strings.Contains(got, "mtab") || strings.Contains(got, "/dev") || !strings.Contains(got, "A /home/foo/bar") {
+			t.Errorf("%s: diff says\n%s", isolation, got)
+		}
+		// Nothing of them is in a layer: a root that is built from the commit has them from its own lowest layer.
+		e.MustDocker("commit", id, "committed-"+isolation)
+		e.MustDocker("rm", id)
+		size := e.MustDocker("history", "--no-trunc", "--human=false", "--format", "{{.Size}}", "committed-"+isolation)
+		if first, _, _ := strings.Cut(size, "\n"); first != "0" && isolation == "vm" {
+			t.Errorf("vm: the committed layer has %s bytes of files", first)
+		}
+	}
+	// What the image has stays: the places only show where it has nothing.
+	e.Import("own", append(proatest.BusyboxRoot(t), proatest.Entry{Name: "etc/mtab", Body: "mine\n"}), "ENV PATH=/bin")
+	if got := e.MustDocker("run", "--rm", "own", "cat", "/etc/mtab"); got != "mine" {
+		t.Errorf("/etc/mtab of the image became %q", got)
+	}
+}
+
+// busybox is the host's static busybox.
+func busybox(t *testing.T) string {
+	t.Helper()
+	for _, e := range proatest.BusyboxRoot(t) {
+		if e.Name == "bin/busybox" {
+			return e.Body
+		}
+	}
+	t.Fatal("no busybox")
+	return ""
+}

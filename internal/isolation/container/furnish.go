@@ -120,12 +120,13 @@ func (c *instance) furnish(t *sys.Thread, mapped <-chan bool) error {
 // layered are the parts of a file system that is written to: read-only files
 // with a writable layer above them, or one tree that is written in place.
 type layered struct {
-	image *os.File // detached
-	layer *os.File // detached, holds "upper" and "work"; nil: image is the tree
+	image  *os.File // detached
+	places *os.File // detached, the lowest layer; nil: none
+	layer  *os.File // detached, holds "upper" and "work"; nil: image is the tree
 }
 
 func (l layered) close() {
-	for _, f := range []*os.File{l.image, l.layer} {
+	for _, f := range []*os.File{l.image, l.places, l.layer} {
 		if f != nil {
 			_ = f.Close()
 		}
@@ -142,17 +143,22 @@ func (c *instance) openRoot() (l layered, err error) {
 	if l.image, err = sys.Dup(int(r.Image), "image"); err != nil {
 		return l, err
 	}
+	if r.Places != 0 {
+		if l.places, err = sys.Dup(int(r.Places), "places"); err != nil {
+			return l, err
+		}
+	}
 	l.layer, err = sys.WritableLayer(r.Upper, l.image)
 	return l, err
 }
 
-// join makes one detached mount of the parts. With a user namespace both are
+// join makes one detached mount of the parts. With a user namespace all are
 // shifted first, and the overlay works with the ids of the thread; shifting the
 // overlay itself is not possible (kernel: EINVAL).
 func (l layered) join(userns *os.File, volatile bool) (*os.File, error) {
 	attr := 0
 	if userns != nil {
-		for _, f := range []*os.File{l.image, l.layer} {
+		for _, f := range []*os.File{l.image, l.places, l.layer} {
 			if f == nil {
 				continue
 			}
@@ -165,7 +171,11 @@ func (l layered) join(userns *os.File, volatile bool) (*os.File, error) {
 		attr = sys.MountNodev
 	}
 	if l.layer != nil {
-		return sys.Overlay(l.image, l.layer, attr, volatile)
+		lowers := []*os.File{l.image}
+		if l.places != nil {
+			lowers = append(lowers, l.places)
+		}
+		return sys.Overlay(lowers, l.layer, attr, volatile)
 	}
 	tree, err := sys.Dup(sys.RawFD(l.image), "root")
 	if err == nil && attr != 0 {

@@ -180,6 +180,9 @@ func guestSetup(spec *isolation.Spec) (*wire.Setup, error) {
 		Unstub: spec.Root.Unstub, UnstubParents: spec.Root.UnstubParents, FixedFiles: spec.Network.FixedFiles,
 		Init: spec.Init, Limits: wire.Limits{Pids: spec.Resources.Pids},
 	}
+	if spec.Hold && !spec.Root.Unstub { // a look at the files before a first start
+		s.Workdir = spec.Process.Cwd
+	}
 	for _, f := range []struct {
 		path string
 		to   *string

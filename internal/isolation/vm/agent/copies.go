@@ -150,7 +150,7 @@ func writable(lower *os.File, dir string) (*os.File, error) {
 		return lower, err
 	}
 	defer layer.Close()
-	both, err := sys.Overlay(lower, layer, sys.MountNodev, true)
+	both, err := sys.Overlay([]*os.File{lower}, layer, sys.MountNodev, true)
 	if err != nil {
 		return lower, err
 	}

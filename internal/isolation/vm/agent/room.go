@@ -157,7 +157,7 @@ func (r *room) console(terminal *os.File) error {
 }
 
 // hidden are mounts of the initramfs that the room must not find below its root.
-var hidden = []string{"/dev", "/sys", "/proc", viewDir, filesDir, diskDir, lowerDir}
+var hidden = []string{"/dev", "/sys", "/proc", viewDir, filesDir, diskDir, lowerDir, placesDir}
 
 // begin runs the main process: the child goes on to its exec.
 // started is called with its pid before anything of the user's runs.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"os"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,16 +13,18 @@ import (
 
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm/wire"
+	"proa/internal/rootfs"
 	"proa/internal/sys"
 )
 
 // Where things are mounted before the image's root becomes the root.
 const (
-	lowerDir = "/.proa/image" // the merged image
-	diskDir  = "/.proa/disk"  // the writable layer's file system, with upper and work
-	filesDir = "/.proa/files" // the engine's small files, in memory
-	viewDir  = "/.proa/view"  // the root as Files requests see it
-	rootDir  = "/newroot"
+	lowerDir  = "/.proa/image"  // the merged image
+	placesDir = "/.proa/places" // the lowest layer
+	diskDir   = "/.proa/disk"   // the writable layer's file system, with upper and work
+	filesDir  = "/.proa/files"  // the engine's small files, in memory
+	viewDir   = "/.proa/view"   // the root as Files requests see it
+	rootDir   = "/newroot"
 )
 
 // setup makes the guest what the shim asked for and enters the image's root.
@@ -67,7 +70,7 @@ func (a *Agent) setup(s *wire.Setup) error {
 // assemble mounts image, disk and overlay, fills in the files and mounts that
 // every container has, and returns the room and the disk's mount.
 func (a *Agent) assemble(s *wire.Setup) (r *room, disk *os.File, err error) {
-	for _, dir := range []string{lowerDir, diskDir, filesDir, viewDir, rootDir} {
+	for _, dir := range []string{lowerDir, placesDir, diskDir, filesDir, viewDir, rootDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, nil, failed("make mount points", err)
 		}
@@ -93,9 +96,16 @@ func (a *Agent) assemble(s *wire.Setup) (r *room, disk *os.File, err error) {
 	if disk, err = sys.OpenPath(diskDir); err != nil {
 		return nil, nil, failed("open the writable disk", err)
 	}
+	lowers := lowerDir
+	if !s.Unstub { // a step's root has nothing but its files
+		if err := rootfs.MakePlaces(placesDir); err != nil {
+			return nil, nil, failed("make the lowest layer", err)
+		}
+		lowers += ":" + placesDir
+	}
 	if err := mount("overlay", sys.MountNodev, rootDir, sys.FSConfig{Key: "source", Value: "overlay"},
 		sys.FSConfig{Key: "redirect_dir", Value: "off"}, sys.FSConfig{Key: "metacopy", Value: "off"}, // as in sys.Overlay
-		sys.FSConfig{Key: "lowerdir", Value: lowerDir},
+		sys.FSConfig{Key: "lowerdir", Value: lowers},
 		sys.FSConfig{Key: "upperdir", Value: diskDir + "/upper"},
 		sys.FSConfig{Key: "workdir", Value: diskDir + "/work"}); err != nil {
 		return nil, nil, failed("mount the root", err)
@@ -103,6 +113,11 @@ func (a *Agent) assemble(s *wire.Setup) (r *room, disk *os.File, err error) {
 	root, err := sys.OpenPath(rootDir)
 	if err != nil {
 		return nil, nil, failed("open the root", err)
+	}
+	if s.Workdir != "" {
+		if dir, err := sys.OpenTarget(root, path.Join("/", s.Workdir), true); err == nil {
+			dir.Close()
+		}
 	}
 	if err := a.openFiles(root); err != nil {
 		return nil, nil, failed("open the root's files", err)

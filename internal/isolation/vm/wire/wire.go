@@ -152,8 +152,10 @@ type Setup struct {
 	Domain   string          `json:"domain,omitempty"`
 	NICs     []isolation.NIC `json:"nics,omitempty"` // found by MAC; Tap is not used
 	// Contents of /etc/resolv.conf, /etc/hosts and /etc/hostname; an empty one leaves the image's file.
-	ResolvConf   string `json:"resolvConf,omitempty"`
-	Hosts        string `json:"hosts,omitempty"`
+	ResolvConf string `json:"resolvConf,omitempty"`
+	Hosts      string `json:"hosts,omitempty"`
+	// Workdir is made in the root where it is missing; one that cannot be made is left out.
+	Workdir      string `json:"workdir,omitempty"`
 	HostnameFile string `json:"hostnameFile,omitempty"`
 
 	Mounts []isolation.Mount `json:"mounts,omitempty"` // tmpfs and copies
