@@ -6,6 +6,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/plugin"
+
+	"proa/internal/filters"
 )
 
 // What Docker's API has and this engine has not is answered in one of two ways.
@@ -46,7 +48,7 @@ func (s *Server) noManager(*call) error {
 }
 
 func (s *Server) pluginList(c *call) error {
-	if _, err := c.filters(); err != nil {
+	if _, err := c.filters(&filters.Plugins); err != nil {
 		return err
 	}
 	return c.reply(http.StatusOK, []plugin.Plugin{})

@@ -29,6 +29,7 @@ import (
 	"proa/internal/builder"
 	"proa/internal/engine"
 	"proa/internal/failure"
+	"proa/internal/filters"
 	"proa/internal/image"
 	"proa/internal/image/remote"
 	"proa/internal/isolation"
@@ -375,29 +376,8 @@ func (c *call) flag(name string) bool {
 
 func (c *call) query(name string) string { return c.URL.Query().Get(name) }
 
-// filters reads Docker's two encodings: {"k":{"v":true}} and {"k":["v"]}.
-func (c *call) filters() (map[string][]string, error) {
-	raw := c.query("filters")
-	if raw == "" {
-		return nil, nil
-	}
-	out := map[string][]string{}
-	var sets map[string]map[string]bool
-	if json.Unmarshal([]byte(raw), &sets) == nil {
-		for k, vs := range sets {
-			for v, on := range vs {
-				if on {
-					out[k] = append(out[k], v)
-				}
-			}
-		}
-		return out, nil
-	}
-	if err := json.Unmarshal([]byte(raw), &out); err != nil {
-		return nil, bad("cannot read filters %q: %w", raw, err)
-	}
-	return out, nil
-}
+// filters reads the filters of a list and checks them against its table.
+func (c *call) filters(of *filters.List) (filters.Args, error) { return of.Read(c.query("filters")) }
 
 // timestamp reads unix seconds with an optional fraction.
 func timestamp(s string) (time.Time, error) {

@@ -113,22 +113,6 @@ func TestMultiplexedFrames(t *testing.T) {
 	}
 }
 
-func TestFiltersInBothEncodings(t *testing.T) {
-	for raw, want := range map[string]string{
-		`{"name":{"a":true,"b":false}}`: "a",
-		`{"name":["a"]}`:                "a",
-	} {
-		c := &call{Request: httptest.NewRequest("GET", "/x", nil)}
-		q := c.URL.Query()
-		q.Set("filters", raw)
-		c.URL.RawQuery = q.Encode()
-		f, err := c.filters()
-		if err != nil || strings.Join(f["name"], ",") != want {
-			t.Errorf("%s: %v %v", raw, f, err)
-		}
-	}
-}
-
 func TestTimestamps(t *testing.T) {
 	for s, want := range map[string]time.Time{
 		"":                     {},

@@ -5,6 +5,9 @@ import (
 	"net/http"
 
 	"github.com/moby/moby/api/types/build"
+
+	"proa/internal/builder"
+	"proa/internal/filters"
 )
 
 // The builder answers these itself; the engine passes them on.
@@ -18,10 +21,16 @@ func (s *Server) grpc(c *call) error { return s.Builders.GRPC(c.ResponseWriter, 
 func (s *Server) session(c *call) error { return s.Builders.Session(c.ResponseWriter, c.Request) }
 
 func (s *Server) buildPrune(c *call) error {
-	s.Images.Snapshots().Tidy()
-	gone, err := s.Builders.Prune(c.Context(), c.URL.Query())
+	f, err := c.filters(&filters.BuildPrune)
 	if err != nil {
 		return err
+	}
+	s.Images.Snapshots().Tidy()
+	gone := builder.Pruned{CachesDeleted: []string{}}
+	if !f.Has("label") { // no record has labels
+		if gone, err = s.Builders.Prune(c.Context(), c.URL.Query()); err != nil {
+			return err
+		}
 	}
 	s.Publish("builder", "prune", "", map[string]string{})
 	return c.reply(http.StatusOK, build.CachePruneReport{CachesDeleted: gone.CachesDeleted, SpaceReclaimed: gone.SpaceReclaimed})

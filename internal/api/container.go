@@ -19,6 +19,7 @@ import (
 
 	"proa/internal/engine"
 	"proa/internal/failure"
+	"proa/internal/filters"
 )
 
 var noDeadline time.Time
@@ -57,23 +58,27 @@ func (s *Server) containerCreate(c *call) error {
 }
 
 func (s *Server) containerList(c *call) error {
-	f, err := c.filters()
+	f, err := c.filters(&filters.Containers)
 	if err != nil {
 		return err
 	}
 	limit := 0
 	if l := c.query("limit"); l != "" {
 		if limit, err = strconv.Atoi(l); err != nil {
-			return bad("cannot read limit %q: must be a number", l)
+			return bad("%w", err)
 		}
 	}
 	list, err := s.Engine.List(c.Context(), engine.ListOptions{All: c.flag("all"), Limit: max(0, limit), Filters: f})
 	if err != nil {
 		return err
 	}
+	now, err := s.imagesNow(c.Context(), list)
+	if err != nil {
+		return err
+	}
 	out := make([]listed, 0, len(list))
 	for _, ct := range list {
-		sum := listed{summary(ct), ownOf(ct)}
+		sum := listed{summary(ct, now), ownOf(ct)}
 		if c.flag("size") {
 			if sz, err := s.Engine.Size(c.Context(), ct.ID); err == nil {
 				sum.SizeRw, sum.SizeRootFs = sz.RW, sz.RootFS
@@ -203,7 +208,7 @@ func (s *Server) containerUpdate(c *call) error {
 }
 
 func (s *Server) containerPrune(c *call) error {
-	f, err := c.filters()
+	f, err := c.filters(&filters.ContainerPrune)
 	if err != nil {
 		return err
 	}

@@ -11,11 +11,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/distribution/reference"
 	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
 
 	"proa/internal/failure"
+	"proa/internal/filters"
 	"proa/internal/image"
 )
 
@@ -166,9 +166,18 @@ func (s *Server) save(c *call, refs []string) error {
 }
 
 func (s *Server) imageList(c *call) error {
-	f, err := c.filters()
+	f, err := filters.Parse(c.query("filters"))
 	if err != nil {
 		return err
+	}
+	if old := c.query("filter"); c.version < 25 && old != "" && !f.Has("reference") {
+		f.Add("reference", old)
+	}
+	if err := filters.Images.Check(f); err != nil {
+		return err
+	}
+	if c.version >= 54 && c.flag("identity") && !c.flag("manifests") {
+		return bad("conflicting options: identity requires manifests=1")
 	}
 	u, err := s.Images.Usage(c.Context())
 	if err != nil {
@@ -180,79 +189,67 @@ func (s *Server) imageList(c *call) error {
 	}
 	out := []imagetypes.Summary{}
 	for _, i := range u.Images {
-		if names, ok := keep(i.Image); ok {
+		if shown, ok := keep(i.Image); ok {
 			sum := imageSummary(i)
-			if names != nil {
-				sum.RepoTags, sum.RepoDigests = names, digestsOf(names, sum.RepoDigests)
-			}
+			sum.RepoTags, sum.RepoDigests = nonNil(shown.tags), nonNil(shown.digests)
 			out = append(out, sum)
 		}
 	}
 	return c.reply(http.StatusOK, out)
 }
 
-// imageFilter makes Docker's filters of the image list: dangling, reference,
-// label, before, since, until. The names that are left come back where a
-// reference was asked for.
-func (s *Server) imageFilter(c *call, f map[string][]string) (func(*image.Image) ([]string, bool), error) {
-	var before, since time.Time
-	for key, into := range map[string]*time.Time{"before": &before, "since": &since} {
-		for _, ref := range f[key] {
-			img, err := s.Images.Get(c.Context(), ref)
-			if err != nil {
-				return nil, err
-			}
-			*into = img.Created
-		}
-	}
-	for _, v := range f["until"] {
-		if d, err := time.ParseDuration(v); err == nil {
-			before = time.Now().Add(-d)
-		} else if t, err := timestamp(v); err == nil {
-			before = t
-		} else {
+// names are the tags and digests of an image that a list shows.
+type names struct{ tags, digests []string }
+
+// imageFilter makes a condition of filters that were checked. Where a
+// reference was asked for, only the names that match are shown.
+func (s *Server) imageFilter(c *call, f filters.Args) (func(*image.Image) (names, bool), error) {
+	before := f.Until("until", time.Now())
+	var since time.Time
+	for v := range f["before"] {
+		img, err := s.Images.Get(c.Context(), v)
+		if err != nil {
 			return nil, err
 		}
-	}
-	for k := range f {
-		if !slices.Contains([]string{"dangling", "reference", "label", "before", "since", "until"}, k) {
-			return nil, bad("invalid filter '%s'", k)
+		if before.IsZero() || img.Created.Before(before) {
+			before = img.Created
 		}
 	}
-	return func(i *image.Image) ([]string, bool) {
-		if len(f["dangling"]) > 0 {
-			want := f["dangling"][0] == "true" || f["dangling"][0] == "1"
-			if want != (len(i.Digests) == 0) {
-				return nil, false
-			}
+	for v := range f["since"] {
+		img, err := s.Images.Get(c.Context(), v)
+		if err != nil {
+			return nil, err
+		}
+		if img.Created.After(since) {
+			since = img.Created
+		}
+	}
+	dangling, err := f.Bool("dangling", false)
+	if err != nil {
+		return nil, err
+	}
+	patterns := f.Values("reference")
+	return func(i *image.Image) (names, bool) {
+		all := names{i.Names, i.Digests}
+		if f.Has("dangling") && dangling != (len(i.Digests) == 0) {
+			return all, false
 		}
 		if !before.IsZero() && !i.Created.Before(before) || !since.IsZero() && !i.Created.After(since) {
-			return nil, false
+			return all, false
 		}
-		for _, l := range f["label"] {
-			k, v, has := strings.Cut(l, "=")
-			got, ok := i.Config.Config.Labels[k]
-			if !ok || has && got != v {
-				return nil, false
-			}
+		if !image.LabelsMatch(f, i.Config.Config.Labels) {
+			return all, false
 		}
-		if len(f["reference"]) == 0 {
-			return nil, true
+		if len(patterns) == 0 {
+			return all, true
 		}
-		var names []string
-		for _, n := range i.Names {
-			named, err := reference.ParseNormalizedNamed(n)
-			if err != nil {
-				continue
-			}
-			for _, pattern := range f["reference"] {
-				if ok, _ := reference.FamiliarMatch(pattern, named); ok {
-					names = append(names, n)
-					break
-				}
-			}
+		all.tags = slices.DeleteFunc(slices.Clone(i.Names), func(n string) bool { return !filters.MatchReference(patterns, n) })
+		if len(all.tags) > 0 {
+			all.digests = digestsOf(all.tags, i.Digests)
+		} else {
+			all.digests = slices.DeleteFunc(slices.Clone(i.Digests), func(n string) bool { return !filters.MatchReference(patterns, n) })
 		}
-		return names, names != nil
+		return all, len(all.tags)+len(all.digests) > 0
 	}, nil
 }
 
@@ -318,16 +315,12 @@ func (s *Server) imageRemove(c *call) error {
 }
 
 func (s *Server) imagePrune(c *call) error {
-	f, err := c.filters()
+	f, err := c.filters(&filters.ImagePrune)
 	if err != nil {
 		return err
 	}
-	all := false
-	for _, v := range f["dangling"] {
-		all = v == "false" || v == "0"
-	}
 	s.Images.Snapshots().Tidy()
-	gone, bytes, err := s.Images.Prune(c.Context(), all, f)
+	gone, bytes, err := s.Images.Prune(c.Context(), f)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"fmt"
 	"sort"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
+	"github.com/opencontainers/go-digest"
 
 	"proa/internal/engine"
 	"proa/internal/isolation"
@@ -87,14 +89,40 @@ func healthSummary(h *container.Health) *container.HealthSummary {
 	return &container.HealthSummary{Status: h.Status, FailingStreak: h.FailingStreak}
 }
 
+// command is the command line of a list; an argument with a space is quoted.
 func command(c *engine.Container) string {
-	return strings.TrimSpace(c.Path + " " + strings.Join(c.Args, " "))
+	words := []string{c.Path}
+	for _, a := range c.Args {
+		if strings.Contains(a, " ") {
+			a = "'" + a + "'"
+		}
+		words = append(words, a)
+	}
+	return strings.Join(words, " ")
+}
+
+// imageName is how a list names the image of a container: as it was named, or
+// by its id once the name means another image or none. now are the names' images.
+func imageName(c *engine.Container, now map[string]digest.Digest) string {
+	if now[c.ImageRef] != c.ImageID {
+		return c.ImageID.String()
+	}
+	return c.ImageRef
+}
+
+// imagesNow resolves the image names of containers.
+func (s *Server) imagesNow(ctx context.Context, list []*engine.Container) (map[string]digest.Digest, error) {
+	refs := make([]string, 0, len(list))
+	for _, c := range list {
+		refs = append(refs, c.ImageRef)
+	}
+	return s.Images.Resolve(ctx, refs)
 }
 
 // summary is one line of the container list.
-func summary(c *engine.Container) container.Summary {
+func summary(c *engine.Container, now map[string]digest.Digest) container.Summary {
 	out := container.Summary{
-		ID: c.ID, Names: []string{"/" + c.Name}, Image: c.ImageRef, ImageID: c.ImageID.String(), Command: command(c),
+		ID: c.ID, Names: []string{"/" + c.Name}, Image: imageName(c, now), ImageID: c.ImageID.String(), Command: command(c),
 		Created: c.Created.Unix(), Ports: ports(c), Labels: c.Config.Labels, State: container.ContainerState(c.State),
 		Status: statusText(c, time.Now()), Health: healthSummary(c.Health), Mounts: mountPoints(c),
 		NetworkSettings: &container.NetworkSettingsSummary{Networks: endpoints(c)},
@@ -126,7 +154,7 @@ func ports(c *engine.Container) []container.PortSummary {
 			out = append(out, container.PortSummary{IP: b.HostIP, PrivatePort: p.Num(), PublicPort: public, Type: string(p.Proto())})
 		}
 	}
-	if c.State == engine.Running || c.State == engine.Paused {
+	if (c.State == engine.Running || c.State == engine.Paused) && networkName(c) == "bridge" {
 		for p := range c.Config.ExposedPorts {
 			if !seen[p] {
 				out = append(out, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})

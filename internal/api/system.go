@@ -17,7 +17,9 @@ import (
 	volumetypes "github.com/moby/moby/api/types/volume"
 
 	"proa/internal/engine"
+	"proa/internal/filters"
 	"proa/internal/isolation"
+	proanet "proa/internal/network"
 	"proa/internal/version"
 )
 
@@ -96,15 +98,18 @@ func machine() string {
 }
 
 func (s *Server) events(c *call) error {
-	f, err := c.filters()
+	since, err := filters.ParseUnix(c.query("since"))
 	if err != nil {
-		return err
+		return bad("invalid value for 'since': %w", err)
 	}
-	since, err := timestamp(c.query("since"))
+	until, err := filters.ParseUnix(c.query("until"))
 	if err != nil {
-		return err
+		return bad("invalid value for 'until': %w", err)
 	}
-	until, err := timestamp(c.query("until"))
+	if !until.IsZero() && until.Before(since) {
+		return bad("`since` time (%s) cannot be after `until` time (%s)", c.query("since"), c.query("until"))
+	}
+	f, err := c.filters(&filters.Events)
 	if err != nil {
 		return err
 	}
@@ -231,9 +236,13 @@ func (s *Server) containersUsage(ctx context.Context) (*container.DiskUsage, err
 	if err != nil {
 		return nil, err
 	}
+	now, err := s.imagesNow(ctx, list)
+	if err != nil {
+		return nil, err
+	}
 	out := &container.DiskUsage{TotalCount: int64(len(list)), Items: []container.Summary{}}
 	for _, ct := range list {
-		sum := summary(ct)
+		sum := summary(ct, now)
 		sz, err := s.Engine.Size(ctx, ct.ID)
 		if errdefs.IsNotFound(err) {
 			continue
@@ -254,55 +263,51 @@ func (s *Server) containersUsage(ctx context.Context) (*container.DiskUsage, err
 
 // networks are the three that there are.
 func (s *Server) networks() []network.Inspect {
-	local := func(name, driver string) network.Inspect {
+	local := func(name string) network.Inspect {
 		return network.Inspect{
 			Network: network.Network{
-				Name: name, ID: name, Scope: "local", Driver: driver, EnableIPv4: true, IPAM: network.IPAM{Driver: "default", Config: []network.IPAMConfig{}},
+				Name: name, ID: proanet.ID(name), Scope: "local", Driver: proanet.Driver(name), EnableIPv4: true, IPAM: network.IPAM{Driver: "default", Config: []network.IPAMConfig{}},
 				Options: map[string]string{}, Labels: map[string]string{},
 			},
 			Containers: map[string]network.EndpointResource{},
 		}
 	}
-	bridge := local("bridge", "bridge")
+	bridge := local("bridge")
 	bridge.Options["com.docker.network.bridge.name"] = s.Host.Bridge.Name
 	subnet, err1 := netip.ParsePrefix(s.Host.Bridge.Subnet())
 	gateway, err2 := netip.ParseAddr(s.Host.Bridge.Gateway())
 	if err1 == nil && err2 == nil {
 		bridge.IPAM.Config = append(bridge.IPAM.Config, network.IPAMConfig{Subnet: subnet, Gateway: gateway})
 	}
-	return []network.Inspect{bridge, local("host", "host"), local("none", "null")}
+	return []network.Inspect{bridge, local("host"), local("none")}
 }
 
 func (s *Server) networkList(c *call) error {
-	f, err := c.filters()
+	f, err := c.filters(&filters.Networks)
 	if err != nil {
 		return err
 	}
 	out := []network.Summary{}
 	for _, n := range s.networks() {
-		if matches(f["name"], n.Name) && matches(f["id"], n.ID) && matches(f["driver"], n.Driver) {
+		if networkMatches(&n.Network, f) {
 			out = append(out, network.Summary{Network: n.Network})
 		}
 	}
 	return c.reply(http.StatusOK, out)
 }
 
-func matches(any []string, v string) bool {
-	if len(any) == 0 {
-		return true
+// networkMatches compares one of the built-in networks, which are never dangling.
+func networkMatches(n *network.Network, f filters.Args) bool {
+	if f["dangling"]["1"] || f["dangling"]["true"] || len(f["type"]) > 0 && !f["type"]["builtin"] {
+		return false
 	}
-	for _, a := range any {
-		if a == v {
-			return true
-		}
-	}
-	return false
+	return f.Pattern("name", n.Name) && f.Pattern("id", n.ID) && f.Exact("driver", n.Driver) && f.Exact("scope", n.Scope) && f.Pairs("label", n.Labels)
 }
 
 func (s *Server) networkInspect(c *call) error {
-	name := c.PathValue("name")
+	name, ok := proanet.Find(c.PathValue("name"))
 	for _, n := range s.networks() {
-		if n.Name != name {
+		if !ok || n.Name != name {
 			continue
 		}
 		list, err := s.Engine.List(c.Context(), engine.ListOptions{})
@@ -325,30 +330,21 @@ func (s *Server) networkInspect(c *call) error {
 		}
 		return c.reply(http.StatusOK, n)
 	}
-	return fmt.Errorf("network %s not found: %w", name, errdefs.ErrNotFound)
+	return fmt.Errorf("network %s not found: %w", c.PathValue("name"), errdefs.ErrNotFound)
 }
 
 // networkRemove refuses to remove the three networks that there are.
 func (s *Server) networkRemove(c *call) error {
-	name := c.PathValue("name")
-	for _, n := range s.networks() {
-		if n.Name == name || n.ID == name {
-			return &refusal{errdefs.ErrPermissionDenied, n.Name + " is a pre-defined network and cannot be removed"}
-		}
+	if name, ok := proanet.Find(c.PathValue("name")); ok {
+		return &refusal{errdefs.ErrPermissionDenied, name + " is a pre-defined network and cannot be removed"}
 	}
-	return fmt.Errorf("network %s not found: %w", name, errdefs.ErrNotFound)
+	return fmt.Errorf("network %s not found: %w", c.PathValue("name"), errdefs.ErrNotFound)
 }
 
 // networkPrune removes nothing: networks of users' own are not served yet.
 func (s *Server) networkPrune(c *call) error {
-	f, err := c.filters()
-	if err != nil {
+	if _, err := c.filters(&filters.NetworkPrune); err != nil {
 		return err
-	}
-	for k := range f {
-		if k != "label" && k != "label!" && k != "until" {
-			return bad("invalid filter '%s'", k)
-		}
 	}
 	return c.reply(http.StatusOK, network.PruneReport{})
 }

@@ -3,13 +3,12 @@ package api
 import (
 	"context"
 	"net/http"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	volumetypes "github.com/moby/moby/api/types/volume"
 
+	"proa/internal/filters"
 	"proa/internal/volume"
 )
 
@@ -41,14 +40,13 @@ func (s *Server) volumeCreate(c *call) error {
 }
 
 func (s *Server) volumeList(c *call) error {
-	f, err := c.filters()
+	f, err := c.filters(&filters.Volumes)
 	if err != nil {
 		return err
 	}
-	for k := range f {
-		if !slices.Contains([]string{"name", "driver", "label", "dangling"}, k) {
-			return bad("invalid filter '%s'", k)
-		}
+	dangling, err := f.Bool("dangling", false)
+	if err != nil {
+		return err
 	}
 	all, err := s.Volumes.List(c.Context())
 	if err != nil {
@@ -60,33 +58,14 @@ func (s *Server) volumeList(c *call) error {
 	}
 	out := volumetypes.ListResponse{Volumes: []volumetypes.Volume{}, Warnings: []string{}}
 	for _, v := range all {
-		if volumeMatches(v, len(users[v.Name]), f) {
+		if f.Has("dangling") && dangling != (len(users[v.Name]) == 0) {
+			continue
+		}
+		if f.Pattern("name", v.Name) && f.Exact("driver", v.Driver) && f.Labels(v.Labels) {
 			out.Volumes = append(out.Volumes, volumeShape(v))
 		}
 	}
 	return c.reply(http.StatusOK, out)
-}
-
-func volumeMatches(v *volume.Volume, users int, f map[string][]string) bool {
-	if names := f["name"]; len(names) > 0 && !slices.ContainsFunc(names, func(n string) bool { return strings.Contains(v.Name, n) }) {
-		return false
-	}
-	if !matches(f["driver"], v.Driver) {
-		return false
-	}
-	for _, l := range f["label"] {
-		k, want, has := strings.Cut(l, "=")
-		got, ok := v.Labels[k]
-		if !ok || has && got != want {
-			return false
-		}
-	}
-	for _, d := range f["dangling"] {
-		if (d == "true" || d == "1") != (users == 0) {
-			return false
-		}
-	}
-	return true
 }
 
 func (s *Server) volumeInspect(c *call) error {
@@ -112,16 +91,14 @@ func (s *Server) volumeRemove(c *call) error {
 }
 
 func (s *Server) volumePrune(c *call) error {
-	f, err := c.filters()
+	f, err := filters.Parse(c.query("filters"))
 	if err != nil {
 		return err
 	}
-	// Before API 1.42 every unused volume went, since then only unnamed ones.
-	all := c.version < 42
-	for _, v := range f["all"] {
-		all = v == "true" || v == "1"
+	if c.version < 42 { // then every unused volume went, since then only unnamed ones
+		f.Add("all", "true")
 	}
-	gone, bytes, err := s.Volumes.Prune(c.Context(), all, f)
+	gone, bytes, err := s.Volumes.Prune(c.Context(), f)
 	if err != nil {
 		return err
 	}

@@ -114,7 +114,7 @@ func (d *directory) fetch(ctx context.Context, c session.Caller) (cache.Immutabl
 	if d.id.MetadataOnly {
 		key += ":metadata"
 	}
-	request := filters(d.id)
+	request := fileFilters(d.id)
 	index := filesIndex(key, request, d.id)
 	said := newMoving(ctx, d.id.Name)
 	for ask := true; ; ask = false {
@@ -446,9 +446,9 @@ func filesIndex(key string, filters metadata.MD, id *local.LocalIdentifier) stri
 	return filesKey + ":" + h.Digest().Encoded() + ":"
 }
 
-// filters says to a client which files are wanted, in BuildKit's words: with
+// fileFilters says to a client which files are wanted, in BuildKit's words: with
 // something that is not ASCII in it, a list is escaped as in a URL's query.
-func filters(id *local.LocalIdentifier) metadata.MD {
+func fileFilters(id *local.LocalIdentifier) metadata.MD {
 	md := metadata.MD{}
 	for name, list := range map[string][]string{
 		"dir-name":         {id.Name},

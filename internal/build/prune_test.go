@@ -22,7 +22,7 @@ func TestPruneOptions(t *testing.T) {
 		{"filters=" + url.QueryEscape(`{"until":{"24h":true}}`), client.PruneInfo{KeepDuration: 24 * time.Hour}, false},
 		{"filters=" + url.QueryEscape(`{"until":["2026-01-01T03:04:05Z"]}`), client.PruneInfo{KeepDuration: 24 * time.Hour}, false},
 		{"filters=" + url.QueryEscape(`{"id":["ab"],"type":["regular"],"inuse":{}}`), client.PruneInfo{Filter: []string{"id~=ab", "type==regular"}}, true},
-		{"filters=" + url.QueryEscape(`{"id":{"ab":true},"inuse":{}}`), client.PruneInfo{Filter: []string{"id~=ab", "inuse"}}, false},
+		{"filters=" + url.QueryEscape(`{"id":{"ab":true},"inuse":{}}`), client.PruneInfo{Filter: []string{"id~=ab,inuse"}}, false},
 		{"filters=" + url.QueryEscape(`{"id":["ab","cd"]}`), client.PruneInfo{}, true},
 		{"filters=" + url.QueryEscape(`{"until":["nonsense"]}`), client.PruneInfo{}, true},
 		{"filters=%7B", client.PruneInfo{}, true},

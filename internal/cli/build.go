@@ -16,6 +16,7 @@ import (
 
 	"proa/internal/client"
 	"proa/internal/failure"
+	"proa/internal/filters"
 )
 
 // buildCmd becomes the program proa-build: the client that talks to BuildKit
@@ -82,7 +83,7 @@ func (a *app) builderCmd() *cobra.Command {
 }
 
 func (a *app) builderPruneCmd() *cobra.Command {
-	return a.pruneCmd("build cache that no build uses", func(ctx context.Context, c *client.Client, f client.Filters, all bool) ([]string, uint64, error) {
+	return a.pruneCmd("build cache that no build uses", &filters.BuildPrune, func(ctx context.Context, c *client.Client, f client.Filters, all bool) ([]string, uint64, error) {
 		r, err := c.BuildPrune(ctx, f, all)
 		return r.CachesDeleted, r.SpaceReclaimed, err
 	}, true)

@@ -16,6 +16,7 @@ import (
 
 	"proa/internal/client"
 	"proa/internal/failure"
+	"proa/internal/filters"
 )
 
 // many is a command that does one thing to each named container.
@@ -291,7 +292,7 @@ func (a *app) psCmd() *cobra.Command {
 	var all, quiet, noTrunc, size, latest bool
 	var last int
 	var format string
-	var filters []string
+	var wanted []string
 	cmd := &cobra.Command{Use: "ps", Short: "List containers, whichever wall they are behind", Args: cobra.NoArgs}
 	fl := cmd.Flags()
 	fl.BoolVarP(&all, "all", "a", false, "those that do not run as well")
@@ -301,9 +302,9 @@ func (a *app) psCmd() *cobra.Command {
 	fl.BoolVarP(&latest, "latest", "l", false, "the one made last")
 	fl.IntVarP(&last, "last", "n", 0, "the last N made")
 	fl.StringVar(&format, "format", "", "table, json, or a Go template")
-	fl.StringArrayVarP(&filters, "filter", "f", nil, "only those that match KEY=VALUE")
+	fl.StringArrayVarP(&wanted, "filter", "f", nil, "only those that match KEY=VALUE")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
-		f, err := parseFilters(filters)
+		f, err := parseFilters(&filters.Containers, wanted)
 		if err != nil {
 			return err
 		}
@@ -592,7 +593,7 @@ func (a *app) containerCmd() *cobra.Command {
 	cmd.AddCommand(a.runCmd(), a.createCmd(), a.startCmd(), a.stopCmd(), a.restartCmd(), a.killCmd(), a.pauseCmd(), a.unpauseCmd(), a.rmCmd(),
 		a.renameCmd(), a.waitCmd(), a.attachCmd(), a.execCmd(), a.logsCmd(), a.topCmd(), a.statsCmd(), a.portCmd(), ls,
 		a.cpCmd(), a.commitCmd(), a.diffCmd(), a.exportCmd(),
-		a.inspectOf("container", "inspect"), a.pruneCmd("containers that do not run", func(ctx context.Context, c *client.Client, f client.Filters, _ bool) ([]string, uint64, error) {
+		a.inspectOf("container", "inspect"), a.pruneCmd("containers that do not run", &filters.ContainerPrune, func(ctx context.Context, c *client.Client, f client.Filters, _ bool) ([]string, uint64, error) {
 			r, err := c.ContainerPrune(ctx, f)
 			return r.ContainersDeleted, r.SpaceReclaimed, err
 		}, false))

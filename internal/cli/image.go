@@ -15,12 +15,13 @@ import (
 
 	"proa/internal/client"
 	"proa/internal/failure"
+	"proa/internal/filters"
 )
 
 func (a *app) imagesCmd() *cobra.Command {
 	var all, quiet, noTrunc, digests bool
 	var format string
-	var filters []string
+	var wanted []string
 	cmd := &cobra.Command{Use: "images [NAME[:TAG]]", Short: "List images", Args: cobra.MaximumNArgs(1)}
 	fl := cmd.Flags()
 	fl.BoolVarP(&all, "all", "a", false, "those without a name as well")
@@ -28,9 +29,9 @@ func (a *app) imagesCmd() *cobra.Command {
 	fl.BoolVar(&noTrunc, "no-trunc", false, "whole ids")
 	fl.BoolVar(&digests, "digests", false, "show digests")
 	fl.StringVar(&format, "format", "", "table, json, or a Go template")
-	fl.StringArrayVarP(&filters, "filter", "f", nil, "only those that match KEY=VALUE")
+	fl.StringArrayVarP(&wanted, "filter", "f", nil, "only those that match KEY=VALUE")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		f, err := parseFilters(filters)
+		f, err := parseFilters(&filters.Images, wanted)
 		if err != nil {
 			return err
 		}
@@ -294,7 +295,7 @@ func (a *app) imageCmd() *cobra.Command {
 	ls.Use, ls.Aliases = "ls [NAME[:TAG]]", []string{"list"}
 	rm.Use, rm.Aliases = "rm IMAGE...", []string{"remove"}
 	cmd.AddCommand(ls, rm, a.pullCmd(), a.pushCmd(), a.loadCmd(), a.saveCmd(), a.importCmd(), a.tagCmd(), a.historyCmd(), a.inspectOf("image", "inspect"),
-		a.pruneCmd("images without a name", func(ctx context.Context, c *client.Client, f client.Filters, all bool) ([]string, uint64, error) {
+		a.pruneCmd("images without a name", &filters.ImagePrune, func(ctx context.Context, c *client.Client, f client.Filters, all bool) ([]string, uint64, error) {
 			if all {
 				if f == nil {
 					f = client.Filters{}
@@ -316,16 +317,16 @@ func (a *app) imageCmd() *cobra.Command {
 }
 
 // pruneCmd removes what is not used, after asking a person.
-func (a *app) pruneCmd(what string, do func(context.Context, *client.Client, client.Filters, bool) ([]string, uint64, error), hasAll bool) *cobra.Command {
+func (a *app) pruneCmd(what string, of *filters.List, do func(context.Context, *client.Client, client.Filters, bool) ([]string, uint64, error), hasAll bool) *cobra.Command {
 	var force, all bool
-	var filters []string
+	var wanted []string
 	cmd := &cobra.Command{
 		Use: "prune", Short: "Remove all " + what, Args: cobra.NoArgs,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 			if !force && !a.ask("This removes all "+what+". Go on?") {
 				return failure.Hint(errors.New("nothing was removed"), "answer y, or give -f where nobody can answer")
 			}
-			f, err := parseFilters(filters)
+			f, err := parseFilters(of, wanted)
 			if err != nil {
 				return err
 			}
@@ -341,7 +342,7 @@ func (a *app) pruneCmd(what string, do func(context.Context, *client.Client, cli
 		}),
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
-	cmd.Flags().StringArrayVar(&filters, "filter", nil, "only those that match KEY=VALUE")
+	cmd.Flags().StringArrayVar(&wanted, "filter", nil, "only those that match KEY=VALUE")
 	if hasAll {
 		cmd.Flags().BoolVarP(&all, "all", "a", false, "everything that nothing uses, not only what has no name")
 	}

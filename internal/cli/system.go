@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
+	"proa/internal/filters"
 	"proa/internal/version"
 )
 
@@ -97,11 +98,11 @@ func (a *app) infoCmd() *cobra.Command {
 
 func (a *app) eventsCmd() *cobra.Command {
 	var since, until, format string
-	var filters []string
+	var wanted []string
 	cmd := &cobra.Command{
 		Use: "events", Short: "Show what happens, as it happens", Args: cobra.NoArgs,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
-			f, err := parseFilters(filters)
+			f, err := parseFilters(&filters.Events, wanted)
 			if err != nil {
 				return err
 			}
@@ -127,7 +128,7 @@ func (a *app) eventsCmd() *cobra.Command {
 	cmd.Flags().StringVar(&since, "since", "", "from this time on")
 	cmd.Flags().StringVar(&until, "until", "", "up to this time, then end")
 	cmd.Flags().StringVar(&format, "format", "", "json, or a Go template")
-	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, "only those that match KEY=VALUE")
+	cmd.Flags().StringArrayVarP(&wanted, "filter", "f", nil, "only those that match KEY=VALUE")
 	return cmd
 }
 

@@ -11,7 +11,9 @@ import (
 
 	units "github.com/docker/go-units"
 
+	"proa/internal/client"
 	"proa/internal/failure"
+	"proa/internal/filters"
 )
 
 // row is one line of a list, by Docker's template keys.
@@ -180,15 +182,15 @@ func ago(unix int64) string {
 // humanSize is a size in decimal units, as Docker prints it.
 func humanSize(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }
 
-// parseFilters reads repeated --filter key=value.
-func parseFilters(args []string) (map[string][]string, error) {
-	f := map[string][]string{}
-	for _, a := range args {
-		k, v, ok := strings.Cut(a, "=")
-		if !ok {
-			return nil, fmt.Errorf("cannot read filter %q: it must be key=value", a)
-		}
-		f[strings.ToLower(strings.TrimSpace(k))] = append(f[strings.ToLower(strings.TrimSpace(k))], strings.TrimSpace(v))
+// parseFilters reads repeated --filter key=value of a list.
+func parseFilters(of *filters.List, args []string) (client.Filters, error) {
+	a, err := of.Flags(args)
+	if err != nil {
+		return nil, err
+	}
+	f := client.Filters{}
+	for k := range a {
+		f[k] = a.Values(k)
 	}
 	return f, nil
 }

@@ -8,12 +8,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
+	"proa/internal/filters"
 )
 
 func (a *app) volumeCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "volume", Short: "Named volumes"}
 	cmd.AddCommand(a.volumeCreateCmd(), a.volumeLsCmd(), a.volumeRmCmd(), a.inspectOf("volume", "inspect"),
-		a.pruneCmd("volumes without a name that no container uses", func(ctx context.Context, c *client.Client, f client.Filters, all bool) ([]string, uint64, error) {
+		a.pruneCmd("volumes without a name that no container uses", &filters.VolumePrune, func(ctx context.Context, c *client.Client, f client.Filters, all bool) ([]string, uint64, error) {
 			if all {
 				f["all"] = []string{"true"}
 			}
@@ -57,11 +58,11 @@ func (a *app) volumeCreateCmd() *cobra.Command {
 func (a *app) volumeLsCmd() *cobra.Command {
 	var quiet bool
 	var format string
-	var filters []string
+	var wanted []string
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List volumes", Args: cobra.NoArgs,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
-			f, err := parseFilters(filters)
+			f, err := parseFilters(&filters.Volumes, wanted)
 			if err != nil {
 				return err
 			}
@@ -84,7 +85,7 @@ func (a *app) volumeLsCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "names only")
 	cmd.Flags().StringVar(&format, "format", "", "table, json, or a Go template")
-	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, "only those that match KEY=VALUE")
+	cmd.Flags().StringArrayVarP(&wanted, "filter", "f", nil, "only those that match KEY=VALUE")
 	return cmd
 }
 

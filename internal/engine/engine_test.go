@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 
+	"proa/internal/filters"
 	"proa/internal/isolation"
 )
 
@@ -456,7 +457,10 @@ func TestListFilters(t *testing.T) {
 		{true, map[string][]string{"label": {"k=v", "k=w"}}, ""},
 		{false, map[string][]string{"status": {"exited"}}, "alpha"},
 		{false, map[string][]string{"status": {"exited", "running"}}, "beta alpha"},
-		{false, map[string][]string{"exited": {"3"}}, "alpha"},
+		{true, map[string][]string{"exited": {"3"}}, "alpha"},
+		{false, map[string][]string{"exited": {"3"}}, ""},
+		{false, map[string][]string{"before": {"beta"}}, ""},
+		{true, map[string][]string{"name": {"("}}, ""},
 		{false, map[string][]string{"exited": {"0"}}, ""},
 		{true, map[string][]string{"ancestor": {"box"}}, "beta alpha"},
 		{true, map[string][]string{"ancestor": {"other"}}, ""},
@@ -468,7 +472,7 @@ func TestListFilters(t *testing.T) {
 		{true, map[string][]string{"isolation": {"vm"}}, ""},
 		{true, map[string][]string{"health": {"none"}, "name": {"beta"}}, "beta"},
 	} {
-		list, err := w.List(ctx, ListOptions{All: c.all, Filters: c.filters})
+		list, err := w.List(ctx, ListOptions{All: c.all, Filters: filters.Of(c.filters)})
 		var names []string
 		for _, x := range list {
 			names = append(names, x.Name)
@@ -477,8 +481,8 @@ func TestListFilters(t *testing.T) {
 			t.Errorf("%v %v: %q, %v; want %q", c.all, c.filters, got, err, c.want)
 		}
 	}
-	for _, bad := range []map[string][]string{{"bogus": {"x"}}, {"bogus": {}}, {"status": {"flying"}}, {"exited": {"x"}}, {"health": {"x"}}, {"name": {"("}}} {
-		if _, err := w.List(ctx, ListOptions{Filters: bad}); !errdefs.IsInvalidArgument(err) {
+	for _, bad := range []map[string][]string{{"bogus": {"x"}}, {"bogus": {}}, {"status": {"flying"}}, {"exited": {"x"}}, {"health": {"x"}}, {"label!": {"x"}}} {
+		if _, err := w.List(ctx, ListOptions{Filters: filters.Of(bad)}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%v: %v", bad, err)
 		}
 	}
@@ -579,15 +583,15 @@ func TestPrune(t *testing.T) {
 	gone := w.create("busybox dd if=/dev/zero of=/big bs=1024 count=2048")
 	w.start(gone)
 	w.wait(gone, "not-running")
-	res, err := w.Prune(ctx, map[string][]string{"label!": {"keep"}})
+	res, err := w.Prune(ctx, filters.Of(map[string][]string{"label!": {"keep"}}))
 	if err != nil || !slices.Equal(res.Deleted, []string{gone}) || res.Reclaimed < 2<<20 {
 		t.Errorf("%+v, %v", res, err)
 	}
 	w.get(kept)
-	if _, err := w.Prune(ctx, map[string][]string{"bogus": {"x"}}); !errdefs.IsInvalidArgument(err) {
+	if _, err := w.Prune(ctx, filters.Of(map[string][]string{"bogus": {"x"}})); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("bogus filter: %v", err)
 	}
-	if res, err := w.Prune(ctx, map[string][]string{"until": {"1h"}}); err != nil || len(res.Deleted) != 0 {
+	if res, err := w.Prune(ctx, filters.Of(map[string][]string{"until": {"1h"}})); err != nil || len(res.Deleted) != 0 {
 		t.Errorf("until: %+v, %v", res, err)
 	}
 }

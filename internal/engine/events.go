@@ -4,13 +4,17 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/events"
 
 	"proa/internal/event"
+	"proa/internal/filters"
 )
+
+// scope is that of all events: this engine is one node.
+const scope = "local"
 
 // emit tells the world what happened to a container, with Docker's attributes:
 // the labels, the image, the name, and what the action adds.
@@ -26,9 +30,8 @@ func (e *Engine) emit(c *Container, action events.Action, more map[string]string
 // time until (zero: until ctx ends). Filters as Docker's: container, event,
 // image, label, type, volume, network, daemon, scope. The channel is closed at
 // the end, also when its reader is much too slow.
-func (e *Engine) Events(ctx context.Context, since, until time.Time, filters map[string][]string) (<-chan events.Message, error) {
-	match, err := eventFilter(filters)
-	if err != nil {
+func (e *Engine) Events(ctx context.Context, since, until time.Time, f filters.Args) (<-chan events.Message, error) {
+	if err := filters.Events.Check(f); err != nil {
 		return nil, err
 	}
 	past, sub := e.cfg.Events.Subscribe(since)
@@ -40,7 +43,7 @@ func (e *Engine) Events(ctx context.Context, since, until time.Time, filters map
 			if !until.IsZero() && ev.Time.After(until) {
 				return false
 			}
-			if !match(ev) {
+			if len(f) > 0 && !eventMatches(&ev, f) {
 				return true
 			}
 			select {
@@ -83,53 +86,40 @@ func (e *Engine) Events(ctx context.Context, since, until time.Time, filters map
 func message(ev event.Event) events.Message {
 	return events.Message{
 		Type: events.Type(ev.Type), Action: events.Action(ev.Action), Actor: events.Actor{ID: ev.ID, Attributes: ev.Attributes},
-		Scope: "local", Time: ev.Time.Unix(), TimeNano: ev.Time.UnixNano(),
+		Scope: scope, Time: ev.Time.Unix(), TimeNano: ev.Time.UnixNano(),
 	}
 }
 
-// eventFilter makes a predicate of Docker's filters: alternatives within a key,
-// all keys together.
-func eventFilter(filters map[string][]string) (func(event.Event) bool, error) {
-	known := []string{"container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service", "type", "volume", "config"}
-	for key := range filters {
-		if !slices.Contains(known, key) {
-			return nil, invalid("invalid filter '%s'", key)
+// The events whose action is followed by a detail, which need not be given.
+var detailed = []string{"health_status", "exec_create", "exec_start"}
+
+// eventMatches compares an event with filters as Docker does: all keys
+// together, alternatives within a key, except that every label must match.
+func eventMatches(ev *event.Event, f filters.Args) bool {
+	action := f.Exact("event", ev.Action)
+	if !action && slices.ContainsFunc(detailed, func(d string) bool { return f["event"][d] }) {
+		action = f.Prefix("event", ev.Action)
+	}
+	if !action || !f.Exact("type", ev.Type) || !f.Exact("scope", scope) || !f.Pairs("label", ev.Attributes) {
+		return false
+	}
+	for _, kind := range []string{"config", "container", "daemon", "network", "node", "plugin", "secret", "service", "volume"} {
+		if !f.Prefix(kind, ev.ID) && !f.Prefix(kind, ev.Attributes["name"]) {
+			return false
 		}
 	}
-	return func(ev event.Event) bool {
-		for key, values := range filters {
-			if len(values) > 0 && !slices.ContainsFunc(values, func(v string) bool { return eventMatches(ev, key, v) }) {
-				return false
-			}
-		}
-		return true
-	}, nil
+	image := ev.Attributes["image"]
+	if ev.Type == string(events.ImageEventType) {
+		image = ev.Attributes["name"]
+	}
+	return f.Exact("image", ev.ID) || f.Exact("image", image) || f.Exact("image", untagged(ev.ID)) || f.Exact("image", untagged(image))
 }
 
-func eventMatches(ev event.Event, key, v string) bool {
-	object := func(kind string) bool {
-		return ev.Type == kind && (ev.ID == v || ev.Attributes["name"] == strings.TrimPrefix(v, "/") || len(v) >= 4 && strings.HasPrefix(ev.ID, v))
+// untagged is the name of a repository without tag and digest.
+func untagged(name string) string {
+	n, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
 	}
-	switch key {
-	case "type":
-		return ev.Type == v
-	case "event":
-		// "exec_create: sh -c ..." is found by "exec_create" as well.
-		action, _, _ := strings.Cut(ev.Action, ":")
-		return ev.Action == v || action == v
-	case "scope":
-		return v == "local"
-	case "label":
-		return hasLabel(ev.Attributes, v)
-	case "image":
-		return object("image") || ev.Type == "container" && (ev.Attributes["image"] == v || strings.TrimSuffix(ev.Attributes["image"], ":latest") == v)
-	}
-	return object(key)
-}
-
-// hasLabel matches "key" and "key=value".
-func hasLabel(labels map[string]string, want string) bool {
-	k, v, exact := strings.Cut(want, "=")
-	got, ok := labels[k]
-	return ok && (!exact || got == v)
+	return reference.FamiliarName(n)
 }

@@ -12,6 +12,7 @@ import (
 
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm/machine"
+	"proa/internal/network"
 )
 
 // Defaults that Docker's users know, and ours where they are stricter.
@@ -74,6 +75,9 @@ func withDefaults(h *container.HostConfig, kind isolation.Kind) *container.HostC
 	c.Runtime = string(kind)
 	if c.NetworkMode == "" || c.NetworkMode == "default" {
 		c.NetworkMode = "bridge"
+	}
+	if name, ok := network.Find(string(c.NetworkMode)); ok { // given by its id
+		c.NetworkMode = container.NetworkMode(name)
 	}
 	if c.LogConfig.Type == "" {
 		c.LogConfig.Type = "json-file"

@@ -2,38 +2,47 @@ package engine
 
 import (
 	"context"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
-	dockernet "github.com/moby/moby/api/types/network"
+	"github.com/opencontainers/go-digest"
+
+	"proa/internal/filters"
+	"proa/internal/network"
 )
 
-// List gives containers, newest first.
+// predicate is one condition of a list.
+type predicate func(*Container) bool
+
+// conditions are predicates that must all hold.
+type conditions []predicate
+
+func (all conditions) hold(c *Container) bool {
+	return !slices.ContainsFunc(all, func(p predicate) bool { return !p(c) })
+}
+
+// List gives containers, newest first. Only those that run, unless All, Limit
+// or the filter "status" says otherwise.
 func (e *Engine) List(ctx context.Context, o ListOptions) ([]*Container, error) {
-	keep, err := e.listFilter(ctx, o.Filters)
-	if err != nil {
+	if err := filters.Containers.Check(o.Filters); err != nil {
 		return nil, err
 	}
 	var out []*Container
 	for _, b := range e.boxes() {
 		out = append(out, b.snap.Load())
 	}
-	slices.SortFunc(out, func(a, b *Container) int {
-		if c := b.Created.Compare(a.Created); c != 0 {
-			return c
-		}
-		return strings.Compare(a.ID, b.ID)
-	})
-	all := o.All || o.Limit > 0
-	for _, key := range []string{"status", "exited", "before", "since"} {
-		all = all || len(o.Filters[key]) > 0
+	slices.SortFunc(out, newestFirst)
+	keep, err := e.listFilter(ctx, o.Filters, out)
+	if err != nil {
+		return nil, err
 	}
+	all := o.All || o.Limit > 0 || len(o.Filters["status"]) > 0
 	out = slices.DeleteFunc(out, func(c *Container) bool {
-		return !all && !c.State.alive() && c.State != Restarting || !keep(c)
+		return !all && !runs(c) || !keep.hold(c)
 	})
 	if o.Limit > 0 && len(out) > o.Limit {
 		out = out[:o.Limit]
@@ -41,186 +50,200 @@ func (e *Engine) List(ctx context.Context, o ListOptions) ([]*Container, error) 
 	return out, nil
 }
 
-// predicate is one alternative of a filter.
-type predicate func(*Container) bool
-
-// listFilter makes a predicate of Docker's filters: alternatives within a key,
-// except that every label must match; all keys together.
-func (e *Engine) listFilter(ctx context.Context, filters map[string][]string) (predicate, error) {
-	var all []predicate
-	for key, values := range filters {
-		var any []predicate
-		for _, v := range values {
-			p, err := e.filter(ctx, key, v)
-			if err != nil {
-				return nil, err
-			}
-			if key == "label" || key == "label!" {
-				all = append(all, p)
-				continue
-			}
-			any = append(any, p)
-		}
-		if len(values) == 0 {
-			if _, err := e.filter(ctx, key, ""); err != nil && strings.HasPrefix(err.Error(), "invalid filter '"+key+"'") {
-				return nil, err
-			}
-		}
-		if len(any) > 0 {
-			all = append(all, func(c *Container) bool {
-				return slices.ContainsFunc(any, func(p predicate) bool { return p(c) })
-			})
-		}
+func newestFirst(a, b *Container) int {
+	if c := b.Created.Compare(a.Created); c != 0 {
+		return c
 	}
-	return func(c *Container) bool {
-		return !slices.ContainsFunc(all, func(p predicate) bool { return !p(c) })
-	}, nil
+	return strings.Compare(a.ID, b.ID)
 }
 
-func (e *Engine) filter(ctx context.Context, key, v string) (predicate, error) {
-	switch key {
-	case "id":
-		return func(c *Container) bool { return strings.HasPrefix(c.ID, v) }, nil
-	case "name":
-		match, err := nameMatcher(v)
+// runs tells whether Docker counts a container as one that runs: also between
+// two runs of its restart policy.
+func runs(c *Container) bool { return c.State.alive() || c.State == Restarting }
+
+// listFilter makes conditions of filters that were checked. list are all
+// containers, newest first.
+func (e *Engine) listFilter(ctx context.Context, f filters.Args, list []*Container) (conditions, error) {
+	var all conditions
+	for key := range f {
+		var p predicate
+		var err error
+		switch key {
+		case "id":
+			p = byID(f, list)
+		case "before", "since":
+			p, err = e.byAge(ctx, f, key)
+		case "ancestor":
+			p, err = e.byImage(ctx, f)
+		default:
+			p = byFact(f, key)
+		}
 		if err != nil {
 			return nil, err
 		}
-		return func(c *Container) bool { return match(c.Name) }, nil
+		if p != nil {
+			all = append(all, p)
+		}
+	}
+	return all, nil
+}
+
+// byFact is the condition of a key that a container alone answers; nil for the
+// keys that listFilter or byPort handles.
+func byFact(f filters.Args, key string) predicate {
+	values := f[key]
+	switch key {
+	case "name":
+		return func(c *Container) bool { return f.Pattern(key, "/"+c.Name) || f.Pattern(key, c.Name) }
 	case "label":
-		return func(c *Container) bool { return hasLabel(c.Config.Labels, v) }, nil
-	case "label!":
-		return func(c *Container) bool { return !hasLabel(c.Config.Labels, v) }, nil
+		return func(c *Container) bool { return f.Pairs(key, c.Config.Labels) }
+	case "annotation":
+		return func(c *Container) bool { return f.Pairs(key, c.Host.Annotations) }
 	case "status":
-		if err := container.ValidateContainerState(container.ContainerState(v)); err != nil {
-			return nil, invalid("%w", err)
-		}
-		return func(c *Container) bool { return string(c.State) == v }, nil
-	case "ancestor":
-		img, err := e.cfg.Images.Get(ctx, v)
-		return func(c *Container) bool { return c.ImageRef == v || err == nil && c.ImageID == img.ID }, nil
+		return func(c *Container) bool { return f.Pattern(key, string(c.State)) }
 	case "exited":
-		n, err := strconv.Atoi(v)
-		if err != nil {
-			return nil, invalid("invalid filter 'exited=%s'", v)
+		return func(c *Container) bool {
+			return len(values) == 0 || !runs(c) && !c.StartedAt.IsZero() && hasCode(f.Values(key), c.ExitCode)
 		}
-		return func(c *Container) bool { return c.State == Exited && c.ExitCode == n }, nil
 	case "volume":
 		return func(c *Container) bool {
-			return slices.ContainsFunc(c.Mounts, func(m container.MountPoint) bool { return m.Name == v || m.Destination == v || m.Source == v })
-		}, nil
+			return slices.ContainsFunc(c.Mounts, func(m container.MountPoint) bool {
+				return values[m.Destination] || values[m.Name] || m.Name == "" && values[m.Source]
+			})
+		}
 	case "network":
-		return func(c *Container) bool { return string(c.Host.NetworkMode) == v }, nil
-	case "before", "since":
+		return func(c *Container) bool { return onNetwork(f.Values(key), string(c.Host.NetworkMode)) }
+	case "publish", "expose":
+		return byPort(f)
+	case "health":
+		return func(c *Container) bool {
+			if c.Health == nil {
+				return f.Exact(key, string(container.NoHealthcheck))
+			}
+			return f.Exact(key, string(c.Health.Status))
+		}
+	case "isolation":
+		return func(c *Container) bool {
+			return len(values) == 0 || slices.ContainsFunc(f.Values(key), func(v string) bool {
+				return strings.EqualFold(string(c.Kind), v) || v == "default" && c.Kind == "container"
+			})
+		}
+	case "is-task": // there are none
+		task, _ := f.Bool(key, false)
+		return func(*Container) bool { return !task }
+	}
+	return nil
+}
+
+func hasCode(values []string, code int) bool {
+	return slices.ContainsFunc(values, func(v string) bool {
+		n, err := strconv.Atoi(v)
+		return err == nil && n == code
+	})
+}
+
+// onNetwork tells whether a mode is that of a network given by its name or by
+// the beginning of its id.
+func onNetwork(values []string, mode string) bool {
+	if mode == "" || mode == "default" {
+		mode = "bridge"
+	}
+	return slices.ContainsFunc(values, func(v string) bool {
+		return v == mode || network.IsBuiltin(mode) && strings.HasPrefix(network.ID(mode), v)
+	})
+}
+
+// byPort finds published host ports and exposed ports of the container; a
+// container that has one of either is enough.
+func byPort(f filters.Args) predicate {
+	if len(f["publish"])+len(f["expose"]) == 0 {
+		return nil
+	}
+	return func(c *Container) bool {
+		if !c.State.alive() || c.Host.NetworkMode != "bridge" {
+			return false // a list shows ports while they are on a network
+		}
+		for p := range c.Config.ExposedPorts {
+			if f.Port("expose", p.Num(), string(p.Proto())) {
+				return true
+			}
+		}
+		for p, bound := range c.Ports {
+			if len(bound) > 0 && f.Port("expose", p.Num(), string(p.Proto())) {
+				return true
+			}
+			for _, b := range bound {
+				host, err := strconv.ParseUint(b.HostPort, 10, 16)
+				if err == nil && f.Port("publish", uint16(host), string(p.Proto())) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+}
+
+// byID finds containers by the beginning of an id that fits no other.
+func byID(f filters.Args, list []*Container) predicate {
+	if len(f["id"]) == 0 {
+		return nil
+	}
+	found := map[string]bool{}
+	for v := range f["id"] {
+		var fits []string
+		for _, c := range list {
+			if v != "" && strings.HasPrefix(c.ID, v) {
+				fits = append(fits, c.ID)
+			}
+		}
+		if len(fits) == 1 {
+			found[fits[0]] = true
+		}
+	}
+	return func(c *Container) bool { return found[c.ID] }
+}
+
+// byAge finds what was created before or since others.
+func (e *Engine) byAge(ctx context.Context, f filters.Args, key string) (predicate, error) {
+	var all conditions
+	for v := range f[key] {
 		ref, err := e.Get(ctx, v)
 		if err != nil {
 			return nil, err
 		}
-		if key == "before" {
-			return func(c *Container) bool { return c.Created.Before(ref.Created) }, nil
-		}
-		return func(c *Container) bool { return c.Created.After(ref.Created) }, nil
-	case "publish", "expose":
-		match, err := portMatcher(v)
-		if err != nil {
-			return nil, invalid("invalid filter '%s=%s'", key, v)
-		}
-		return func(c *Container) bool {
-			for p := range c.Config.ExposedPorts {
-				if key == "expose" && match(p) {
-					return true
-				}
+		all = append(all, func(c *Container) bool {
+			if key == "before" {
+				return newestFirst(c, ref) > 0
 			}
-			for p, bound := range c.Ports {
-				if len(bound) > 0 && match(p) {
-					return true
-				}
-			}
-			return false
-		}, nil
-	case "health":
-		if err := container.ValidateHealthStatus(container.HealthStatus(v)); err != nil {
-			return nil, invalid("%w", err)
-		}
-		return func(c *Container) bool {
-			if c.Health == nil {
-				return v == string(container.NoHealthcheck)
-			}
-			return string(c.Health.Status) == v
-		}, nil
-	case "isolation":
-		return func(c *Container) bool {
-			return strings.EqualFold(string(c.Kind), v) || v == "default" && c.Kind == "container"
-		}, nil
-	case "is-task":
-		b, err := strconv.ParseBool(v)
-		if err != nil {
-			return nil, invalid("invalid filter 'is-task=%s'", v)
-		}
-		return func(*Container) bool { return !b }, nil
+			return newestFirst(c, ref) < 0
+		})
 	}
-	return nil, invalid("invalid filter '%s'", key)
+	return all.hold, nil
 }
 
-// nameMatcher matches a name as Docker does: an expression that may be found
-// anywhere, with or without the slash before the name.
-func nameMatcher(v string) (func(string) bool, error) {
-	re, err := regexp.Compile(v)
-	if err != nil {
-		return nil, invalid("invalid filter 'name=%s': %w", v, err)
+// byImage finds the containers of the images that the values mean now; a value
+// that means none finds nothing.
+func (e *Engine) byImage(ctx context.Context, f filters.Args) (predicate, error) {
+	found := map[digest.Digest]bool{}
+	for v := range f["ancestor"] {
+		img, err := e.cfg.Images.Get(ctx, v)
+		switch {
+		case err == nil:
+			found[img.ID] = true
+		case !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err):
+			return nil, err
+		}
 	}
-	return func(name string) bool { return re.MatchString(name) || re.MatchString("/"+name) }, nil
+	return func(c *Container) bool { return found[c.ImageID] }, nil
 }
 
-// portMatcher reads "80", "80/udp", "8000-8010/tcp".
-func portMatcher(v string) (func(dockernet.Port) bool, error) {
-	r, err := dockernet.ParsePortRange(v)
-	if err != nil {
+// pruneFilter makes conditions of until, label and label!.
+func pruneFilter(f filters.Args, now time.Time) (predicate, error) {
+	if err := filters.ContainerPrune.Check(f); err != nil {
 		return nil, err
 	}
-	return func(p dockernet.Port) bool {
-		return p.Num() >= r.Start() && p.Num() <= r.End() && p.Proto() == r.Proto()
-	}, nil
-}
-
-// pruneFilter reads until (a time, or a duration before now), label and label!.
-func pruneFilter(filters map[string][]string, now time.Time) (predicate, error) {
-	var all []predicate
-	for key, values := range filters {
-		for _, v := range values {
-			switch key {
-			case "label":
-				all = append(all, func(c *Container) bool { return hasLabel(c.Config.Labels, v) })
-			case "label!":
-				all = append(all, func(c *Container) bool { return !hasLabel(c.Config.Labels, v) })
-			case "until":
-				t, err := parseUntil(v, now)
-				if err != nil {
-					return nil, err
-				}
-				all = append(all, func(c *Container) bool { return c.Created.Before(t) })
-			default:
-				return nil, invalid("invalid filter '%s'", key)
-			}
-		}
-	}
+	until := f.Until("until", now)
 	return func(c *Container) bool {
-		return !slices.ContainsFunc(all, func(p predicate) bool { return !p(c) })
+		return (until.IsZero() || !c.Created.After(until)) && f.Labels(c.Config.Labels)
 	}, nil
-}
-
-// parseUntil reads "24h", "1700000000[.5]" and RFC 3339 times.
-func parseUntil(v string, now time.Time) (time.Time, error) {
-	if d, err := time.ParseDuration(v); err == nil {
-		return now.Add(-d), nil
-	}
-	if s, err := strconv.ParseFloat(v, 64); err == nil {
-		return time.Unix(0, int64(s*1e9)), nil
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
-		if t, err := time.ParseInLocation(layout, v, time.Local); err == nil {
-			return t, nil
-		}
-	}
-	return time.Time{}, invalid("invalid filter 'until=%s': use a duration, a Unix time or an RFC 3339 time", v)
 }

@@ -179,7 +179,7 @@ func (l *live) takeNetwork(r *record, ep *network.Endpoint) {
 	if s == nil {
 		s = &dockernet.EndpointSettings{}
 	}
-	s.NetworkID, s.EndpointID = string(r.Host.NetworkMode), r.ID
+	s.NetworkID, s.EndpointID = network.ID(string(r.Host.NetworkMode)), r.ID
 	if ep.Address.IsValid() {
 		s.IPAddress, s.IPPrefixLen, s.Gateway = ep.Address.Addr(), ep.Address.Bits(), ep.Gateway
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	bolt "go.etcd.io/bbolt"
 
+	"proa/internal/filters"
 	"proa/internal/sys"
 )
 
@@ -199,8 +200,8 @@ func (e *Engine) removeOrphans(dir string, known func(id string) bool) {
 }
 
 // Prune removes containers that do not run. Filters: until, label, label!.
-func (e *Engine) Prune(ctx context.Context, filters map[string][]string) (*PruneResult, error) {
-	keep, err := pruneFilter(filters, e.cfg.Now())
+func (e *Engine) Prune(ctx context.Context, f filters.Args) (*PruneResult, error) {
+	keep, err := pruneFilter(f, e.cfg.Now())
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"proa/internal/filters"
 	"proa/internal/isolation"
 )
 
@@ -68,13 +69,12 @@ type WaitResult struct {
 	Error    string // why there is no true code; "" normally
 }
 
-// ListOptions select containers. Each filter key holds alternatives (or for
-// "label", "network": all must match for label); unknown keys are refused
-// with errdefs.ErrInvalidArgument.
+// ListOptions select containers. What filters.Containers does not have is
+// refused with errdefs.ErrInvalidArgument.
 type ListOptions struct {
-	All     bool                // also those that do not run; implied by filters "status", "exited"
-	Limit   int                 // newest n of all; 0: no limit
-	Filters map[string][]string // id name label label! status ancestor exited volume network before since publish expose health isolation is-task
+	All     bool // also those that do not run; implied by Limit and the filter "status"
+	Limit   int  // newest n of all; 0: no limit
+	Filters filters.Args
 }
 
 // State is where a container stands in its life.

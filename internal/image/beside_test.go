@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"proa/internal/filters"
 )
 
 // Pulls, some of them cancelled, loads, names, mounts, removals and prunes of the
@@ -42,7 +44,7 @@ func TestAllBesideEachOther(t *testing.T) {
 						t.Errorf("rm: %v", err)
 					}
 				case 4:
-					if _, _, err := s.Prune(context.Background(), true, nil); err != nil {
+					if _, _, err := s.Prune(context.Background(), filters.Of(map[string][]string{"dangling": {"false"}})); err != nil {
 						t.Errorf("prune: %v", err)
 					}
 				case 5:
@@ -71,7 +73,7 @@ func TestAllBesideEachOther(t *testing.T) {
 	}
 	wg.Wait()
 	verify(t, s)
-	if _, _, err := s.Prune(context.Background(), true, nil); err != nil {
+	if _, _, err := s.Prune(context.Background(), filters.Of(map[string][]string{"dangling": {"false"}})); err != nil {
 		t.Error(err)
 	}
 	if left := tree(t, s); len(left) != 0 {

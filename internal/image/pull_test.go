@@ -16,6 +16,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"proa/internal/filters"
 )
 
 // What was pulled runs, and a push brings out the digest that came in.
@@ -182,7 +184,7 @@ func TestPullByDigest(t *testing.T) {
 		t.Error("pulled again, it was not there")
 	}
 	// It is no dangling image, so a prune leaves it.
-	if gone, _, err := s.Prune(context.Background(), false, nil); err != nil || len(gone) != 0 {
+	if gone, _, err := s.Prune(context.Background(), nil); err != nil || len(gone) != 0 {
 		t.Errorf("pruned %v %v", gone, err)
 	}
 	var archive bytes.Buffer
@@ -197,7 +199,7 @@ func TestPullByDigest(t *testing.T) {
 	if err != nil || len(gone) != 0 {
 		t.Errorf("removed %v %v", gone, err) // the tag keeps the digest
 	}
-	if gone, _, err := s.Prune(context.Background(), true, nil); err != nil || len(gone) != 3 {
+	if gone, _, err := s.Prune(context.Background(), filters.Of(map[string][]string{"dangling": {"false"}})); err != nil || len(gone) != 3 {
 		t.Errorf("pruned %v %v", gone, err)
 	}
 	verify(t, s)

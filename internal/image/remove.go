@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -14,6 +13,8 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
+
+	"proa/internal/filters"
 )
 
 // Removed is one line of what Remove or Prune did; one field is set.
@@ -193,16 +194,18 @@ func holderText(holder string) string {
 	return kind + " " + id
 }
 
-// Prune removes images that nothing holds: those without a name, or with all
-// every one. Filters as Docker's: dangling ("false" means all), until (a
-// duration or a time), label and label! ("key" or "key=value"). It returns
-// what is gone and how many bytes of disk that freed.
-func (s *Store) Prune(ctx context.Context, all bool, filters map[string][]string) ([]Removed, int64, error) {
-	f, err := parseFilters(filters, time.Now())
+// Prune removes images that nothing holds and filters.ImagePrune selects:
+// those without a name, or with dangling=false every one. It returns what is
+// gone and how many bytes of disk that freed.
+func (s *Store) Prune(ctx context.Context, f filters.Args) ([]Removed, int64, error) {
+	if err := filters.ImagePrune.Check(f); err != nil {
+		return nil, 0, err
+	}
+	dangling, err := f.Bool("dangling", true)
 	if err != nil {
 		return nil, 0, err
 	}
-	all = all || f.all
+	until := f.Until("until", time.Now())
 	before, err := s.disk()
 	if err != nil {
 		return nil, 0, err
@@ -213,7 +216,7 @@ func (s *Store) Prune(ctx context.Context, all bool, filters map[string][]string
 	}
 	var out []Removed
 	for _, img := range list {
-		if len(img.Digests) > 0 && !all || !f.match(img) {
+		if len(img.Digests) > 0 && dangling || !until.IsZero() && img.Created.After(until) || !LabelsMatch(f, img.Config.Config.Labels) {
 			continue
 		}
 		gone, err := s.pruneOne(ctx, img)
@@ -280,65 +283,21 @@ func (s *Store) pruneOne(ctx context.Context, img *Image) ([]Removed, error) {
 	return out, err
 }
 
-type pruneFilter struct {
-	all       bool
-	until     time.Time
-	with, not []string
-}
-
-func parseFilters(in map[string][]string, now time.Time) (f pruneFilter, err error) {
-	for key, values := range in {
-		for _, v := range values {
-			switch key {
-			case "dangling":
-				b, err := strconv.ParseBool(v)
-				if err != nil {
-					return f, fmt.Errorf("invalid filter 'dangling=%s': %w", v, errdefs.ErrInvalidArgument)
-				}
-				f.all = !b
-			case "until":
-				t, err := parseTime(v, now)
-				if err != nil {
-					return f, fmt.Errorf("invalid filter 'until=%s': %w: %w", v, err, errdefs.ErrInvalidArgument)
-				}
-				f.until = t
-			case "label":
-				f.with = append(f.with, v)
-			case "label!":
-				f.not = append(f.not, v)
-			default:
-				return f, fmt.Errorf("invalid filter '%s': %w", key, errdefs.ErrInvalidArgument)
+// LabelsMatch tells whether labels fit "label" and "label!" as Docker reads
+// them for images: each value by itself, and "key!=value" of either turned round.
+func LabelsMatch(f filters.Args, labels map[string]string) bool {
+	for _, key := range []string{"label", "label!"} {
+		for want := range f[key] {
+			k, v, exact := strings.Cut(want, "=")
+			not := strings.HasSuffix(key, "!")
+			if short, ok := strings.CutSuffix(k, "!"); ok {
+				k, not = short, !not
+			}
+			got, ok := labels[k]
+			if (ok && (!exact || got == v)) == not {
+				return false
 			}
 		}
 	}
-	return f, nil
-}
-
-// parseTime reads a duration before now, a number of seconds since 1970, or a
-// time of RFC 3339, whole or shortened.
-func parseTime(v string, now time.Time) (time.Time, error) {
-	if d, err := time.ParseDuration(v); err == nil {
-		return now.Add(-d), nil
-	}
-	if sec, err := strconv.ParseFloat(v, 64); err == nil {
-		return time.Unix(0, int64(sec*1e9)), nil
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
-		if t, err := time.ParseInLocation(layout, v, time.Local); err == nil {
-			return t, nil
-		}
-	}
-	return time.Time{}, fmt.Errorf("neither a duration nor a time")
-}
-
-func (f pruneFilter) match(img *Image) bool {
-	if !f.until.IsZero() && img.Created.After(f.until) {
-		return false
-	}
-	has := func(want string) bool {
-		k, v, exact := strings.Cut(want, "=")
-		got, ok := img.Config.Config.Labels[k]
-		return ok && (!exact || got == v)
-	}
-	return !slices.ContainsFunc(f.with, func(l string) bool { return !has(l) }) && !slices.ContainsFunc(f.not, has)
+	return true
 }

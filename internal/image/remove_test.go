@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+
+	"proa/internal/filters"
 )
 
 func lines(gone []Removed, names map[string]string) string {
@@ -263,7 +265,11 @@ func TestPrune(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(c.all, c.filters), func(t *testing.T) {
 			s := make(t)
-			gone, freed, err := s.Prune(context.Background(), c.all, c.filters)
+			f := filters.Of(c.filters)
+			if c.all {
+				f.Add("dangling", "false")
+			}
+			gone, freed, err := s.Prune(context.Background(), f)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -288,7 +294,7 @@ func TestPrune(t *testing.T) {
 	}
 	s := make(t)
 	for k, v := range map[string]string{"dangling": "maybe", "until": "soon", "colour": "red"} {
-		if _, _, err := s.Prune(context.Background(), true, map[string][]string{k: {v}}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), k) {
+		if _, _, err := s.Prune(context.Background(), filters.Of(map[string][]string{k: {v}})); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), k) {
 			t.Errorf("filter %s=%s: %v", k, v, err)
 		}
 	}
@@ -297,7 +303,7 @@ func TestPrune(t *testing.T) {
 	if err := s.Lease(context.Background(), nil, "container/1", id.String()); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.Prune(context.Background(), true, nil); err != nil {
+	if _, _, err := s.Prune(context.Background(), filters.Of(map[string][]string{"dangling": {"false"}})); err != nil {
 		t.Fatal(err)
 	}
 	if list, err := s.List(context.Background()); err != nil || len(list) != 1 || list[0].ID != id {
@@ -434,7 +440,7 @@ func TestRaces(t *testing.T) {
 	for range 4 {
 		<-done
 	}
-	if _, _, err := s.Prune(ctx, true, nil); err != nil {
+	if _, _, err := s.Prune(ctx, filters.Of(map[string][]string{"dangling": {"false"}})); err != nil {
 		t.Fatal(err)
 	}
 	expectTree(t, s, empty)

@@ -7,10 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 
+	"proa/internal/filters"
 	"proa/internal/sys"
 
 	"github.com/containerd/errdefs"
@@ -84,28 +82,16 @@ func (s *Store) putAside(name string, ok func(record) bool) (aside string, err e
 
 var errChanged = errors.New("the volume has changed")
 
-// Prune removes volumes that nobody uses: anonymous ones, or with all every
-// one. Filters as Docker's: label and label! ("key" or "key=value"), all
-// ("true"). It returns the names and how many bytes of disk that freed.
-func (s *Store) Prune(ctx context.Context, all bool, filters map[string][]string) ([]string, int64, error) {
-	var with, not []string
-	for key, values := range filters {
-		switch key {
-		case "label":
-			with = append(with, values...)
-		case "label!":
-			not = append(not, values...)
-		case "all":
-			for _, v := range values {
-				b, err := strconv.ParseBool(v)
-				if err != nil {
-					return nil, 0, fmt.Errorf("invalid filter 'all=%s': %w", v, errdefs.ErrInvalidArgument)
-				}
-				all = b
-			}
-		default:
-			return nil, 0, fmt.Errorf("invalid filter '%s': %w", key, errdefs.ErrInvalidArgument)
-		}
+// Prune removes unused volumes that filters.VolumePrune selects: anonymous
+// ones, or with "all" every one. It returns the names and how many bytes of
+// disk that freed.
+func (s *Store) Prune(ctx context.Context, f filters.Args) ([]string, int64, error) {
+	if err := filters.VolumePrune.Check(f); err != nil {
+		return nil, 0, err
+	}
+	all, err := f.All("all")
+	if err != nil {
+		return nil, 0, err
 	}
 	list, err := s.List(ctx)
 	if err != nil {
@@ -117,12 +103,7 @@ func (s *Store) Prune(ctx context.Context, all bool, filters map[string][]string
 		if err := ctx.Err(); err != nil {
 			return gone, freed, err
 		}
-		has := func(want string) bool {
-			k, val, exact := strings.Cut(want, "=")
-			got, ok := v.Labels[k]
-			return ok && (!exact || got == val)
-		}
-		if !all && !v.Anonymous || slices.ContainsFunc(with, func(l string) bool { return !has(l) }) || slices.ContainsFunc(not, has) {
+		if !all && !v.Anonymous || !f.Labels(v.Labels) {
 			continue
 		}
 		aside, err := s.putAside(v.Name, func(r record) bool { return r.Created.Equal(v.Created) })

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 
+	"proa/internal/filters"
 	"proa/internal/state"
 )
 
@@ -139,7 +140,7 @@ func TestHeldVolumesStay(t *testing.T) {
 	if err := s.Remove(ctx, "data", true); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), "container/1") {
 		t.Errorf("Remove of a held volume: %v", err)
 	}
-	if gone, _, err := s.Prune(ctx, true, nil); err != nil || strings.Join(gone, " ") != "data2" {
+	if gone, _, err := s.Prune(ctx, filters.Of(map[string][]string{"all": {"1"}})); err != nil || strings.Join(gone, " ") != "data2" {
 		t.Errorf("Prune took %v, %v; want data2", gone, err)
 	}
 	if err := s.Release(ctx, nil, "container/1"); err != nil {
@@ -161,20 +162,20 @@ func TestPrune(t *testing.T) {
 	write(t, create(t, s, "keep", nil), 1)
 	write(t, create(t, s, "", map[string]string{"stage": "test"}), 1<<20)
 	create(t, s, "", map[string]string{"stage": "prod"})
-	if _, _, err := s.Prune(ctx, false, map[string][]string{"colour": {"red"}}); !errdefs.IsInvalidArgument(err) {
+	if _, _, err := s.Prune(ctx, filters.Of(map[string][]string{"colour": {"red"}})); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("unknown filter: %v", err)
 	}
-	gone, freed, err := s.Prune(ctx, false, map[string][]string{"label": {"stage=test"}})
+	gone, freed, err := s.Prune(ctx, filters.Of(map[string][]string{"label": {"stage=test"}}))
 	if err != nil || len(gone) != 1 || freed < 1<<20 {
 		t.Fatalf("Prune label: %v, %d, %v", gone, freed, err)
 	}
-	if gone, _, err := s.Prune(ctx, false, nil); err != nil || len(gone) != 1 {
+	if gone, _, err := s.Prune(ctx, nil); err != nil || len(gone) != 1 {
 		t.Fatalf("Prune: %v, %v", gone, err)
 	}
 	if got := names(t, s); got != "keep" {
 		t.Fatalf("left: %q", got)
 	}
-	if gone, _, err := s.Prune(ctx, false, map[string][]string{"all": {"true"}}); err != nil || strings.Join(gone, " ") != "keep" {
+	if gone, _, err := s.Prune(ctx, filters.Of(map[string][]string{"all": {"true"}})); err != nil || strings.Join(gone, " ") != "keep" {
 		t.Fatalf("Prune all: %v, %v", gone, err)
 	}
 }
