@@ -25,7 +25,8 @@ type stream struct {
 	mu      sync.Mutex
 	started bool
 	enc     *json.Encoder
-	held    []any // of a quiet build: what is shown if it fails
+	held    []string // of a quiet build: what is shown if it fails
+	size    int      // of held, in bytes
 }
 
 func (s *stream) send(v any) {
@@ -42,21 +43,22 @@ func (s *stream) send(v any) {
 }
 
 func (s *stream) print(format string, args ...any) {
-	line := map[string]string{"stream": fmt.Sprintf(format, args...)}
+	line := fmt.Sprintf(format, args...)
 	if !s.quiet {
-		s.send(line)
+		s.send(map[string]string{"stream": line})
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.held = append(s.held, line)
-	if len(s.held) > mostHeld {
+	s.held, s.size = append(s.held, line), s.size+len(line)
+	for s.size > mostHeld { // the end of a long output says more than its beginning
+		s.size -= len(s.held[0])
 		s.held = s.held[1:]
 	}
 }
 
-// mostHeld bounds what a quiet build keeps for its failure, in messages.
-const mostHeld = 4096
+// mostHeld bounds what a quiet build keeps for its failure, in bytes.
+const mostHeld = 1 << 20
 
 func (s *stream) aux(id string, v any) {
 	if !s.quiet {
@@ -77,7 +79,7 @@ func (s *stream) fail(err error) {
 		return
 	}
 	for _, line := range held {
-		s.send(line)
+		s.send(map[string]string{"stream": line})
 	}
 	s.send(struct {
 		Detail map[string]string `json:"errorDetail"`
