@@ -290,6 +290,10 @@ type Log struct {
 	Path     string `json:"path"`     // first file; rotated ones are Path.1, Path.2, ...
 	MaxBytes int64  `json:"maxBytes"` // per file; 0: no rotation
 	MaxFiles int    `json:"maxFiles"`
+	Compress bool   `json:"compress,omitempty"` // rotated files become Path.N.gz
+	Buffer   int64  `json:"buffer,omitempty"`   // bytes of records that wait for the disk before they are dropped; 0: output waits
+	// Attrs stand in each record.
+	Attrs map[string]string `json:"attrs,omitempty"`
 }
 
 // File is the number of an open descriptor in the shim's process, handed over

@@ -68,7 +68,8 @@ type Line struct {
 	Time   time.Time
 	// Text ends with a newline unless it is a piece of a longer line or the
 	// unfinished end of the output. It is the receiver's to keep.
-	Text []byte
+	Text  []byte
+	Attrs map[string]string // what the log options asked for; nil without any
 }
 
 // decode decodes one record (without its newline). What this package writes is
@@ -81,11 +82,13 @@ func decode(rec []byte, l *Line) error {
 		Log    string    `json:"log"`
 		Stream string    `json:"stream"`
 		Time   time.Time `json:"time"`
+
+		Attrs map[string]string `json:"attrs"`
 	}
 	if err := json.Unmarshal(rec, &v); err != nil {
 		return fmt.Errorf("cannot decode a log record: %w", err)
 	}
-	*l = Line{Stream: v.Stream, Time: v.Time, Text: []byte(v.Log)}
+	*l = Line{Stream: v.Stream, Time: v.Time, Text: []byte(v.Log), Attrs: v.Attrs}
 	return nil
 }
 

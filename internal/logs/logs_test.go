@@ -1,17 +1,21 @@
 package logs
 
 import (
+	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -231,16 +235,16 @@ func TestInterruptedRotation(t *testing.T) {
 	put("log.1", rec("b"))
 	put("log", rec("c"))
 	equal(t, "a gap", texts(t, path, ReadOptions{Tail: -1}), []string{"a\n", "b\n", "c\n"})
-	f, err := os.Open(path + ".3")
-	if err != nil {
-		t.Fatal(err)
+	g, err := open(path, 3)
+	if err != nil || g == nil {
+		t.Fatal(g, err)
 	}
-	defer f.Close()
-	next, err := successor(path, f)
-	if err != nil || next == nil || next.Name() != path+".1" {
+	defer g.close()
+	next, err := successor(path, g)
+	if err != nil || next == nil || next.disk.Name() != path+".1" {
 		t.Fatalf("after .3 comes %v, %v", next, err)
 	}
-	next.Close()
+	next.close()
 	os.Remove(path)
 	equal(t, "no youngest", texts(t, path, ReadOptions{Tail: -1}), []string{"a\n", "b\n"})
 }
@@ -248,8 +252,175 @@ func TestInterruptedRotation(t *testing.T) {
 // Readers that come, follow and go while 100,000 lines are written across
 // hundreds of rotations: each sees a stretch without a gap or a double.
 func TestFollowAcrossRotation(t *testing.T) {
-	const lines = 100_000
 	w, path := newLog(t, 48<<10, 10_000)
+	followRotation(t, w, path, 100_000)
+}
+
+// Rotated files are compressed while readers stand in them (json-file option
+// compress of 20.10.24).
+func TestFaultD33Compress(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x-json.log")
+	l := isolation.Log{Driver: "json-file", Path: path, MaxBytes: 48 << 10, MaxFiles: 10_000, Compress: true}
+	w, err := Create(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	followRotation(t, w, path, 30_000)
+	packed, _ := filepath.Glob(path + ".*.gz")
+	all, _ := filepath.Glob(path + "*")
+	if len(packed) < 10 || len(all) != len(packed)+1 {
+		t.Fatalf("%d files, %d compressed", len(all), len(packed))
+	}
+	f, err := os.Open(path + ".1.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := gzip.NewReader(f); err != nil {
+		t.Fatal(err)
+	}
+	// The end of the log is in the plain file and the youngest compressed ones.
+	equal(t, "tail", len(texts(t, path, ReadOptions{Tail: 3000})), 3000)
+	// A crash leaves a file in both forms; it counts once, and goes on rotating.
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z := new(bytes.Buffer)
+	zw := gzip.NewWriter(z)
+	_, _ = zw.Write(b)
+	_ = zw.Close()
+	for i := len(packed); i > 0; i-- {
+		_ = os.Rename(fmt.Sprint(path, ".", i, ".gz"), fmt.Sprint(path, ".", i+1, ".gz"))
+	}
+	if os.WriteFile(path+".1", b, 0o640) != nil || os.WriteFile(path+".1.gz", z.Bytes(), 0o640) != nil || os.Remove(path) != nil {
+		t.Fatal("cannot lay out the files")
+	}
+	equal(t, "lines in both forms", len(texts(t, path, ReadOptions{Tail: -1})), 30_000)
+	l.MaxFiles, l.Path = 3, filepath.Join(t.TempDir(), "few-json.log")
+	path = l.Path
+	if w, err = Create(l); err != nil {
+		t.Fatal(err)
+	}
+	s := w.Stream("stdout")
+	for i := range 20_000 {
+		fmt.Fprintf(s, "line %d\n", i)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if all, _ := filepath.Glob(path + "*"); len(all) != 3 {
+		t.Errorf("files %q", all)
+	}
+	last := texts(t, path, ReadOptions{Tail: -1})
+	equal(t, "last line", last[len(last)-1], "line 19999\n")
+	for i := 1; i < len(last); i++ {
+		var a, b int
+		_, _ = fmt.Sscanf(last[i-1], "line %d", &a)
+		if _, _ = fmt.Sscanf(last[i], "line %d", &b); b != a+1 {
+			t.Fatalf("after line %d comes %d", a, b)
+		}
+	}
+}
+
+// A log that never blocks drops records when its buffer is full, and keeps
+// what it took (moby daemon/logger/ring.go). A pipe without a reader stands
+// for a disk that takes nothing.
+func TestFaultD33NonBlocking(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x-json.log")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	w, err := Create(isolation.Log{Driver: "json-file", Path: path, Buffer: 100_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := w.Stream("stdout")
+	line := strings.Repeat("x", 999) + "\n"
+	for range 5000 {
+		_, _ = io.WriteString(s, line) // would never return
+	}
+	if w.Lost() < 4_000_000 {
+		t.Errorf("%d bytes dropped", w.Lost())
+	}
+	got := make(chan int)
+	go func() {
+		n := 0
+		for sc := bufio.NewScanner(pipe); sc.Scan(); n++ {
+			if sc.Text() == "end" {
+				break
+			}
+			var l Line
+			if err := decode(sc.Bytes(), &l); err != nil || string(l.Text) != line {
+				t.Errorf("torn record %q", sc.Text())
+			}
+		}
+		got <- n
+	}()
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(pipe, "end\n")
+	if n := <-got; n < 100 || n > 300 {
+		t.Errorf("%d records of 5000 are in the log", n)
+	}
+}
+
+// Attributes stand where Docker has them (moby jsonlog.JSONLogs), and come back.
+func TestFaultD33Attributes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x-json.log")
+	attrs := map[string]string{"b": `"<q>`, "a": "1", "stream": "stdout"}
+	w, err := Create(isolation.Log{Driver: "json-file", Path: path, Attrs: attrs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(w.Stream("stderr"), "hi\n")
+	_ = w.Close()
+	b, _ := os.ReadFile(path)
+	want := `{"log":"hi\n","stream":"stderr","attrs":{"a":"1","b":"\"\u003cq\u003e","stream":"stdout"},"time":"`
+	if !bytes.HasPrefix(b, []byte(want)) {
+		t.Errorf("record %s", b)
+	}
+	for l, err := range Read(t.Context(), path, ReadOptions{Tail: -1, Stdout: true, Stderr: true}) {
+		if err != nil || string(l.Text) != "hi\n" || l.Stream != "stderr" || !maps.Equal(l.Attrs, attrs) {
+			t.Errorf("%+v %v", l, err)
+		}
+	}
+}
+
+// A character at the border of 16 KiB stays whole, in pieces of any size.
+func TestFaultD38Characters(t *testing.T) {
+	for _, char := range []string{"é", "日", "🙂", "\xf0\x9f\x99x", "\xff"} {
+		for before := maxLine - 4; before <= maxLine; before++ {
+			for _, size := range []int{1, 3, 5000, 1 << 20} {
+				w, path := newLog(t, 0, 1)
+				s := w.Stream("stdout")
+				text := strings.Repeat("a", before) + char + strings.Repeat("日", maxLine) + "\n"
+				for in := text; in != ""; {
+					n := min(size, len(in))
+					_, _ = io.WriteString(s, in[:n])
+					in = in[n:]
+				}
+				_ = w.Close()
+				got := texts(t, path, ReadOptions{Tail: -1})
+				equal(t, fmt.Sprintf("%q at %d in pieces of %d", char, before, size), strings.Join(got, ""), replaced([]byte(text)))
+				for _, piece := range got {
+					if len(piece) > maxLine+6 { // U+FFFD is longer than the byte that it stands for
+						t.Fatalf("a piece of %d bytes", len(piece))
+					}
+				}
+			}
+		}
+	}
+}
+
+// followRotation writes lines while readers of several kinds follow.
+func followRotation(t *testing.T, w *Writer, path string, lines int) {
 	done := make(chan struct{})
 	var readers sync.WaitGroup
 	read := func(stopAfter int, o ReadOptions) (first, last int) {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -55,7 +54,7 @@ type reader struct {
 	o     ReadOptions
 	yield func(Line, error) bool
 
-	file  *os.File // being read
+	file  *segment // being read
 	at    int64    // offset of what is read next
 	buf   []byte   // read and not yet consumed: the beginning of a record
 	chunk []byte
@@ -64,13 +63,13 @@ type reader struct {
 
 func (r *reader) close() {
 	if r.file != nil {
-		r.file.Close()
+		r.file.close()
 		r.file = nil
 	}
 }
 
 // enter goes on with another file.
-func (r *reader) enter(f *os.File, at int64) {
+func (r *reader) enter(f *segment, at int64) {
 	r.close()
 	r.file, r.at, r.buf, r.skip = f, at, r.buf[:0], false
 }
@@ -88,7 +87,7 @@ func (r *reader) run(ctx context.Context) error {
 	}
 	defer func() {
 		for _, f := range files {
-			f.Close()
+			f.close()
 		}
 	}()
 	first, offset, err := tail(files, r.o.Tail)
@@ -99,7 +98,7 @@ func (r *reader) run(ctx context.Context) error {
 		f := files[0]
 		files = files[1:]
 		if i < first || len(files) > 0 && r.tooOld(f) {
-			f.Close()
+			f.close()
 			continue
 		}
 		at := int64(0)
@@ -118,12 +117,11 @@ func (r *reader) run(ctx context.Context) error {
 }
 
 // tooOld says that nothing in a rotated file can be young enough.
-func (r *reader) tooOld(f *os.File) bool {
+func (r *reader) tooOld(g *segment) bool {
 	if r.o.Since.IsZero() {
 		return false
 	}
-	st, err := f.Stat()
-	return err == nil && st.ModTime().Add(time.Second).Before(r.o.Since) // file times lag behind by a tick
+	return g.id.ModTime().Add(time.Second).Before(r.o.Since) // file times lag behind by a tick
 }
 
 // follow delivers what comes.
@@ -167,7 +165,7 @@ func (r *reader) follow(ctx context.Context, wake <-chan struct{}) error {
 func (r *reader) catchUp(ctx context.Context) error {
 	for {
 		if r.file == nil {
-			f, err := open(r.path)
+			f, err := open(r.path, 0)
 			if f == nil || err != nil {
 				return err
 			}
@@ -181,7 +179,7 @@ func (r *reader) catchUp(ctx context.Context) error {
 		}
 		if err := r.drain(ctx); err != nil {
 			if next != nil {
-				next.Close()
+				next.close()
 			}
 			return err
 		}
@@ -197,16 +195,20 @@ func (r *reader) drain(ctx context.Context) error {
 	if r.chunk == nil {
 		r.chunk = make([]byte, 64<<10)
 	}
+	file, err := r.file.records()
+	if err != nil {
+		return err
+	}
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := r.file.ReadAt(r.chunk, r.at)
+		n, err := file.ReadAt(r.chunk, r.at)
 		if n == 0 {
 			if err != nil && err != io.EOF {
 				return fmt.Errorf("cannot read log: %w", err)
 			}
-			if st, err := r.file.Stat(); err == nil && st.Size() < r.at {
+			if st, err := file.Stat(); err == nil && st.Size() < r.at {
 				r.at, r.buf, r.skip = 0, r.buf[:0], false // somebody cut the file to nothing
 				if st.Size() > 0 {
 					continue

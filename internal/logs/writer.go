@@ -7,20 +7,21 @@
 //
 //	{"log":"one line\n","stream":"stdout","time":"2026-11-23T11:00:00.123456789Z"}
 //
-// as Docker's json-file driver writes them, escapes included. A line longer
-// than 16 KiB is several records, of which only the last ends with a newline,
-// all with the time of the first; output that ends without a newline is a
-// record without one.
+// as Docker's json-file driver writes them, escapes included; attributes that
+// the log options ask for stand before the time ("attrs":{"k":"v"}). A line
+// longer than 16 KiB is several records, of which only the last ends with a
+// newline, all with the time of the first, split between characters; output
+// that ends without a newline is a record without one. With compression a
+// rotated file is Path.1.gz.
 package logs
 
 import (
 	"bytes"
-	"errors"
+	"encoding/json"
 	"fmt"
-	"os"
-	"strconv"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 
@@ -32,25 +33,25 @@ const maxLine = 16 << 10
 
 // Writer writes one log. Its streams may be written from different goroutines.
 type Writer struct {
-	path     string
-	maxBytes int64
-	maxFiles int
+	attrs string // encoded, with what stands before and behind it in a record
+	queue *queue // of a log that never blocks; nil: records are written at once
 
-	mu     sync.Mutex // guards the rest, held across writes to the log: records do not mix
-	file   *os.File   // nil after Close, and for the driver "none"
-	size   int64
-	buf    []byte // records of one Write, encoded
-	lost   int64  // bytes of records that the disk did not take
+	mu     sync.Mutex // guards the rest; without a queue held across writes to the log: records do not mix
+	closed bool       // after Close, and for the driver "none"
+	buf    []byte     // records of one Write, encoded
 	writes []*Stream
+
+	files // with a queue its goroutine's alone, else guarded by mu
 }
 
 // Create opens the log that l describes; it continues a log that is there. A
 // record that a crash cut short is closed with a newline, so that it spoils no
 // other. The driver "none" gives a Writer that discards.
 func Create(l isolation.Log) (*Writer, error) {
-	w := &Writer{path: l.Path, maxBytes: l.MaxBytes, maxFiles: max(l.MaxFiles, 1)}
+	w := &Writer{files: files{path: l.Path, maxBytes: l.MaxBytes, maxFiles: max(l.MaxFiles, 1), compress: l.Compress}}
 	switch l.Driver {
 	case "none":
+		w.closed = true
 		return w, nil
 	case "json-file":
 	default:
@@ -59,36 +60,23 @@ func Create(l isolation.Log) (*Writer, error) {
 	if err := w.open(); err != nil {
 		return nil, err
 	}
-	return w, nil
-}
-
-// open opens the current file for appending.
-func (w *Writer) open() error {
-	f, err := os.OpenFile(w.path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o640)
-	if err != nil {
-		return fmt.Errorf("cannot open log: %w", err)
-	}
-	st, err := f.Stat()
-	if err == nil && st.Size() > 0 {
-		var last [1]byte
-		if _, err = f.ReadAt(last[:], st.Size()-1); err == nil && last[0] != '\n' {
-			if _, err = f.Write([]byte{'\n'}); err == nil {
-				st, err = f.Stat()
-			}
+	if len(l.Attrs) > 0 {
+		b, err := json.Marshal(l.Attrs) // with sorted keys
+		if err != nil {
+			return nil, fmt.Errorf("cannot encode the attributes of a log: %w", err)
 		}
+		w.attrs = `,"attrs":` + string(b)
 	}
-	if err != nil {
-		f.Close()
-		return fmt.Errorf("cannot continue log %q: %w", w.path, err)
+	if l.Buffer > 0 {
+		w.queue = newQueue(l.Buffer, w.put)
 	}
-	w.file, w.size = f, st.Size()
-	return nil
+	return w, nil
 }
 
 // Stream gives a writer for "stdout" or "stderr". It never fails: output must
 // go on when a disk is full (Lost counts what was not written).
 func (w *Writer) Stream(name string) *Stream {
-	s := &Stream{w: w, tail: []byte(`","stream":"` + name + `","time":"`)}
+	s := &Stream{w: w, tail: []byte(`","stream":"` + name + `"` + w.attrs + `,"time":"`)}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.writes = append(w.writes, s)
@@ -97,27 +85,28 @@ func (w *Writer) Stream(name string) *Stream {
 
 // Lost is the number of bytes of records that could not be written.
 func (w *Writer) Lost() int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.lost
+	if w.queue != nil {
+		return w.lost.Load() + w.queue.dropped()
+	}
+	return w.lost.Load()
 }
 
-// Close writes what the streams hold of unfinished lines and closes the log.
+// Close writes what the streams hold of unfinished lines, and what a queue
+// still holds, and closes the log.
 func (w *Writer) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.file == nil {
+	if w.closed {
 		return nil
 	}
+	w.closed = true
 	for _, s := range w.writes {
 		s.end()
 	}
-	err := w.file.Close()
-	w.file = nil
-	if err != nil {
-		return fmt.Errorf("cannot close log %q: %w", w.path, err)
+	if w.queue != nil {
+		w.queue.close()
 	}
-	return nil
+	return w.close()
 }
 
 // Stream is one stream of a log.
@@ -137,7 +126,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 	w := s.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.file == nil {
+	if w.closed {
 		return len(p), nil
 	}
 	n := len(p)
@@ -151,9 +140,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 			s.record(p[:i], true, now, stamp)
 			p = p[i+1:]
 		case len(s.held)+len(p) >= maxLine:
-			k := maxLine - len(s.held)
-			s.record(p[:k], false, now, stamp)
-			p = p[k:]
+			p = s.split(p, now, stamp)
 		default:
 			if s.held == nil {
 				s.held = make([]byte, 0, 512)
@@ -161,12 +148,45 @@ func (s *Stream) Write(p []byte) (int, error) {
 			s.held = append(s.held, p...)
 			p = nil
 		}
-		if w.maxBytes > 0 && w.size+int64(len(w.buf)) >= w.maxBytes || len(w.buf) >= 128<<10 {
+		if w.queue == nil && w.full(len(w.buf)) || len(w.buf) >= 128<<10 {
 			w.flush()
 		}
 	}
 	w.flush()
 	return n, nil
+}
+
+// split makes a record of maxLine bytes of what is held and p, or of a few less
+// so that no character is cut in two, and gives what is left of p.
+func (s *Stream) split(p []byte, now time.Time, stamp []byte) []byte {
+	k := maxLine - len(s.held)
+	if len(s.held) == 0 {
+		k -= incomplete(p[:k])
+		s.record(p[:k], false, now, stamp)
+		return p[k:]
+	}
+	s.held = append(s.held, p[:k]...)
+	whole := len(s.held) - incomplete(s.held)
+	var rest [utf8.UTFMax]byte
+	n := copy(rest[:], s.held[whole:])
+	s.held = s.held[:whole]
+	s.record(nil, false, now, stamp)
+	s.held = append(s.held, rest[:n]...)
+	return p[k:]
+}
+
+// incomplete is how many bytes at the end of b are the beginning of a UTF-8
+// character whose rest has not come.
+func incomplete(b []byte) int {
+	for n := 1; n < utf8.UTFMax && n <= len(b); n++ {
+		if utf8.RuneStart(b[len(b)-n]) {
+			if utf8.FullRune(b[len(b)-n:]) {
+				return 0
+			}
+			return n
+		}
+	}
+	return 0
 }
 
 // record encodes one record of what is held and b.
@@ -210,72 +230,18 @@ func (s *Stream) end() {
 	s.w.flush()
 }
 
-// flush writes the encoded records and rotates when the file has reached its
-// size. Only whole records are ever left in a file: one that does not fit on
-// the disk is taken back.
+// flush writes the encoded records, or queues them.
 func (w *Writer) flush() {
-	if len(w.buf) == 0 {
-		return
+	if w.queue != nil {
+		w.queue.add(w.buf)
+	} else {
+		w.put(w.buf)
 	}
-	if w.maxBytes > 0 && w.size >= w.maxBytes {
-		_ = w.rotate() // what cannot be rotated is continued: a log too long is better than none
-	}
-	n, err := w.file.Write(w.buf)
-	if err != nil {
-		// ENOSPC or EIO. Whole records stay, a torn one goes.
-		whole := bytes.LastIndexByte(w.buf[:n], '\n') + 1
-		if whole < n {
-			if w.file.Truncate(w.size+int64(whole)) == nil {
-				n = whole
-			}
-		}
-		w.lost += int64(len(w.buf) - n)
-	}
-	w.size += int64(n)
 	if cap(w.buf) > 256<<10 {
 		w.buf = nil
 	}
 	w.buf = w.buf[:0]
 }
-
-// rotate moves Path to Path.1, Path.1 to Path.2 and so on, oldest first, so
-// that a name never holds a younger file than a reader expects: a file only
-// ever moves to the next higher number. With one file it is replaced.
-func (w *Writer) rotate() error {
-	// Up to the first free number, which an interrupted rotation may have left.
-	free := 1
-	for free < w.maxFiles-1 {
-		if _, err := os.Lstat(numbered(w.path, free)); err != nil {
-			break
-		}
-		free++
-	}
-	for i := min(free, w.maxFiles-1); i > 0; i-- {
-		from := w.path
-		if i > 1 {
-			from = numbered(w.path, i-1)
-		}
-		if err := os.Rename(from, numbered(w.path, i)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("cannot rotate log: %w", err) // goes on in the same file
-		}
-	}
-	if w.maxFiles == 1 {
-		if err := os.Remove(w.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("cannot rotate log: %w", err)
-		}
-	}
-	old := w.file
-	w.file = nil
-	if err := w.open(); err != nil {
-		w.file = old // has another name now, and still takes what comes
-		return err
-	}
-	_ = old.Close()
-	return nil
-}
-
-// numbered is the name of a rotated file.
-func numbered(path string, i int) string { return path + "." + strconv.Itoa(i) }
 
 // appendTime appends t as Docker writes it.
 func appendTime(b []byte, t time.Time) []byte { return t.UTC().AppendFormat(b, time.RFC3339Nano) }
