@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -323,68 +322,6 @@ func (s *Server) carry(c *call, at *engine.Attachment, conn *hijacked, tty bool)
 		return nil
 	}
 	return err
-}
-
-func (s *Server) containerLogs(c *call) error {
-	o := engine.LogsOptions{Stdout: c.flag("stdout"), Stderr: c.flag("stderr"), Follow: c.flag("follow"), Tail: -1}
-	if !o.Stdout && !o.Stderr {
-		return bad("Bad parameters: you must choose at least one stream")
-	}
-	if t := c.query("tail"); t != "" && t != "all" {
-		n, err := strconv.Atoi(t)
-		if err != nil || n < 0 {
-			return bad("cannot read tail %q: must be a number or all", t)
-		}
-		o.Tail = n
-	}
-	var err error
-	if o.Since, err = timestamp(c.query("since")); err != nil {
-		return err
-	}
-	if o.Until, err = timestamp(c.query("until")); err != nil {
-		return err
-	}
-	ct, err := s.Engine.Get(c.Context(), c.PathValue("id"))
-	if err != nil {
-		return err
-	}
-	lines, err := s.Engine.Logs(c.Context(), ct.ID, o)
-	if err != nil {
-		return err
-	}
-	c.started = true
-	c.Header().Set("Content-Type", c.streamType(ct.Config.Tty))
-	c.WriteHeader(http.StatusOK)
-	c.flush()
-	var stdout, stderr io.Writer = c, c
-	if !ct.Config.Tty {
-		stdout, stderr = multiplex(c)
-	}
-	stamp := c.flag("timestamps")
-	var buf bytes.Buffer
-	for l, err := range lines {
-		if err != nil {
-			return err
-		}
-		w := stdout
-		if l.Stream == "stderr" {
-			w = stderr
-		}
-		text := l.Text
-		if stamp {
-			buf.Reset()
-			buf.WriteString(l.Time.UTC().Format("2006-01-02T15:04:05.000000000Z07:00") + " ")
-			buf.Write(l.Text)
-			text = buf.Bytes()
-		}
-		if _, err := w.Write(text); err != nil {
-			return err
-		}
-		if o.Follow {
-			c.flush()
-		}
-	}
-	return nil
 }
 
 // containerStats sends one reading a second, each with the one before it, or

@@ -20,8 +20,6 @@ const (
 	defaultShm   = 64 << 20
 	defaultPids  = 4096 // Docker has none; a fork bomb is one line (DESIGN 4.6)
 	minMemory    = 6 << 20
-	logMaxBytes  = 20 << 20
-	logMaxFiles  = 5
 	defaultStop  = 10 // seconds
 	maxOOMAdjust = 1000
 )
@@ -172,7 +170,7 @@ func checkHost(c *container.Config, h *container.HostConfig, kind isolation.Kind
 	if _, err := rlimits(h.Ulimits); err != nil {
 		return err
 	}
-	if _, err := logOf(h.LogConfig, ""); err != nil {
+	if err := checkLog(h.LogConfig); err != nil {
 		return err
 	}
 	if err := checkSysctls(h, vm); err != nil {
@@ -320,42 +318,6 @@ func unlimited(n int64) uint64 {
 		return math.MaxUint64
 	}
 	return uint64(n)
-}
-
-// logOf reads --log-driver and --log-opt. Logs are bounded by default.
-func logOf(l container.LogConfig, path string) (isolation.Log, error) {
-	out := isolation.Log{Driver: l.Type, Path: path, MaxBytes: logMaxBytes, MaxFiles: logMaxFiles}
-	switch l.Type {
-	case "none":
-		return isolation.Log{Driver: "none"}, nil
-	case "", "json-file":
-		out.Driver = "json-file"
-	default:
-		return out, invalid("error looking up logging plugin %s: plugin \"%s\" not found", l.Type, l.Type)
-	}
-	for k, v := range l.Config {
-		switch k {
-		case "max-size":
-			if v == "-1" {
-				out.MaxBytes = 0
-				continue
-			}
-			n, err := parseSize(v)
-			if err != nil || n <= 0 {
-				return out, invalid("invalid value for max-size: %s", v)
-			}
-			out.MaxBytes = n
-		case "max-file":
-			n, err := strconv.Atoi(v)
-			if err != nil || n < 1 || n > 1000 {
-				return out, invalid("invalid value for max-file: %s (use 1 to 1000)", v)
-			}
-			out.MaxFiles = n
-		default:
-			return out, invalid("unknown log opt '%s' for json-file log driver", k)
-		}
-	}
-	return out, nil
 }
 
 // checkSysctls lets only those through that belong to a namespace of the container.

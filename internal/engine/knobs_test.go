@@ -102,7 +102,7 @@ func TestHostConfigRefusals(t *testing.T) {
 		"unknown capability":            {CapAdd: []string{"NOSUCH"}},
 		`plugin "syslog" not found`:     {LogConfig: container.LogConfig{Type: "syslog"}},
 		"max-size":                      {LogConfig: container.LogConfig{Config: map[string]string{"max-size": "many"}}},
-		"unknown log opt":               {LogConfig: container.LogConfig{Config: map[string]string{"tag": "x"}}},
+		"unknown log opt":               {LogConfig: container.LogConfig{Config: map[string]string{"cache-disabled": "x"}}},
 		"separate kernel namespace":     {Sysctls: map[string]string{"kernel.panic": "1"}},
 		"host's network namespace":      {NetworkMode: "host", Sysctls: map[string]string{"net.ipv4.ip_forward": "1"}},
 		"AppArmor":                      {SecurityOpt: []string{"apparmor=docker-default"}},

@@ -4,6 +4,8 @@ import (
 	"context"
 	"iter"
 
+	"github.com/containerd/errdefs"
+
 	"proa/internal/logs"
 )
 
@@ -21,7 +23,7 @@ func (e *Engine) Logs(ctx context.Context, ref string, o LogsOptions) (iter.Seq2
 		return nil, invalid("Bad parameters: you must choose at least one stream")
 	}
 	if b.snap.Load().Host.LogConfig.Type == "none" {
-		return nil, invalid("configured logging driver does not support reading")
+		return nil, refusef(errdefs.ErrNotImplemented, "configured logging driver does not support reading")
 	}
 	var done <-chan struct{}
 	b.read(func(_ *record, l *live) {

@@ -50,7 +50,7 @@ func buildSpec(r *record, p parts) (*isolation.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	log, err := logOf(h.LogConfig, p.logPath)
+	log, err := logOf(r, p.logPath, p.hostname)
 	if err != nil {
 		return nil, err
 	}
