@@ -46,7 +46,7 @@ type live struct {
 
 	execs     map[string]*execution
 	execCount int
-	health    *container.Health
+	endCheck  func() // ends the health check under way; nil without one
 	waiters   []*waiter
 	told      []told        // answers that publish delivers
 	pending   []*Attachment // attached before the start

@@ -49,10 +49,9 @@ func (e *Engine) watchHealth(b *box, r *run) {
 	c := b.snap.Load()
 	cmd := healthCommand(c.Config)
 	if cmd == nil {
-		b.change(func(_ *record, l *live) { l.health = nil })
 		return
 	}
-	b.change(func(_ *record, l *live) { l.health = &container.Health{Status: container.Starting} })
+	b.change(func(rec *record, _ *live) { rec.Health = startingHealth(rec.Health) })
 	e.work.Go(func() {
 		ctx, cancel := context.WithCancel(e.life)
 		defer cancel()
@@ -64,26 +63,35 @@ func (e *Engine) watchHealth(b *box, r *run) {
 			}
 		}()
 		for ctx.Err() == nil {
-			t := time.NewTimer(e.healthPause(b))
+			c := b.snap.Load()
+			t := time.NewTimer(healthPause(c.Config.Healthcheck, c.Health, e.cfg.Now().Sub(c.StartedAt)))
 			select {
 			case <-t.C:
 			case <-ctx.Done():
 				t.Stop()
 				return
 			}
-			if b.snap.Load().State == Running {
-				e.checkHealth(ctx, b, cmd)
-			}
+			e.checkHealth(ctx, b, cmd)
 		}
 	})
 }
 
-// healthPause is how long to wait before the next check.
-func (e *Engine) healthPause(b *box) time.Duration {
-	c := b.snap.Load()
-	h := c.Config.Healthcheck
-	if c.Health != nil && c.Health.Status == container.Starting && h.StartPeriod > 0 && e.cfg.Now().Sub(c.StartedAt) < h.StartPeriod {
-		return orDefault(h.StartInterval, healthStartInterval)
+// startingHealth is the health of a new run: the results of earlier runs stay
+// (moby daemon/health.go, initHealthMonitor).
+func startingHealth(old *container.Health) *container.Health {
+	n := &container.Health{Status: container.Starting}
+	if old != nil {
+		n.Log = old.Log
+	}
+	return n
+}
+
+// healthPause is how long to wait before the next check of a container that
+// started so long ago. The start interval counts until the first success, and
+// ends with the start period however long it is.
+func healthPause(h *container.HealthConfig, now *container.Health, since time.Duration) time.Duration {
+	if left := h.StartPeriod - since; left > 0 && now != nil && now.Status == container.Starting {
+		return min(orDefault(h.StartInterval, healthStartInterval), left)
 	}
 	return orDefault(h.Interval, healthInterval)
 }
@@ -95,8 +103,16 @@ func orDefault(d, def time.Duration) time.Duration {
 	return d
 }
 
-// checkHealth runs one check and books its result.
+// checkHealth runs one check and records its result. A check that a pause or
+// the end of the run meets has none.
 func (e *Engine) checkHealth(ctx context.Context, b *box, cmd []string) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	b.change(func(_ *record, l *live) { l.endCheck = cancel })
+	defer b.change(func(_ *record, l *live) { l.endCheck = nil })
+	if b.snap.Load().State != Running {
+		return
+	}
 	h := b.snap.Load().Config.Healthcheck
 	res := &container.HealthcheckResult{Start: e.cfg.Now()}
 	limit := orDefault(h.Timeout, healthTimeout)
@@ -106,11 +122,11 @@ func (e *Engine) checkHealth(ctx context.Context, b *box, cmd []string) {
 		return
 	}
 	before := container.Starting
-	c := b.change(func(r *record, l *live) {
-		if l.health != nil {
-			before = l.health.Status
+	c := b.change(func(r *record, _ *live) {
+		if r.Health != nil {
+			before = r.Health.Status
 		}
-		l.health = nextHealth(l.health, res, h, r.StartedAt)
+		r.Health = nextHealth(r.Health, res, h, r.StartedAt)
 	})
 	if c.Health.Status != before {
 		e.emit(c, events.Action("health_status: "+string(c.Health.Status)), nil)
@@ -174,27 +190,37 @@ func (e *Engine) runCheck(ctx context.Context, b *box, cmd []string, limit time.
 		kill, done := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
 		defer done()
 		_ = sh.ExecSignal(kill, id, 9) // it may have ended just now
-		return -1, "Health check exceeded timeout (" + limit.String() + "): " + out.String()
+		said := "Health check exceeded timeout (" + limit.String() + ")"
+		if text := out.String(); text != "" {
+			said += ": " + text
+		}
+		return -1, said
 	}
 	exit, _ := st.Exit()
 	return exit.Code, out.String()
 }
 
-// capped keeps the first bytes that are written to it.
+// capped keeps the first bytes that are written to it, and three dots for the rest.
 type capped struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
+	cut bool
 }
 
 func (c *capped) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.buf.Write(p[:min(len(p), healthOutputBytes-c.buf.Len())])
+	n := min(len(p), healthOutputBytes-c.buf.Len())
+	c.cut = c.cut || n < len(p)
+	c.buf.Write(p[:n])
 	return len(p), nil
 }
 
 func (c *capped) String() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.cut {
+		return c.buf.String() + "..."
+	}
 	return c.buf.String()
 }

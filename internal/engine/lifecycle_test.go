@@ -170,6 +170,31 @@ func TestNextHealth(t *testing.T) {
 	}
 }
 
+// moby daemon/health.go (PR 52317): the start interval ends with the start period.
+func TestFaultD25StartInterval(t *testing.T) {
+	h := &container.HealthConfig{Interval: time.Minute, StartInterval: 30 * time.Second, StartPeriod: 2 * time.Second}
+	starting, healthy := &container.Health{Status: container.Starting}, &container.Health{Status: container.Healthy}
+	for _, c := range []struct {
+		h     *container.HealthConfig
+		now   *container.Health
+		since time.Duration
+		want  time.Duration
+	}{
+		{h, starting, 0, 2 * time.Second},
+		{h, starting, 1500 * time.Millisecond, 500 * time.Millisecond},
+		{h, starting, 2 * time.Second, time.Minute},
+		{h, healthy, time.Second, time.Minute},
+		{&container.HealthConfig{StartPeriod: time.Minute}, starting, time.Second, healthStartInterval},
+		{&container.HealthConfig{StartPeriod: time.Minute}, starting, 58 * time.Second, 2 * time.Second},
+		{&container.HealthConfig{StartInterval: time.Second}, starting, 0, healthInterval},
+		{&container.HealthConfig{}, starting, 0, healthInterval},
+	} {
+		if got := healthPause(c.h, c.now, c.since); got != c.want {
+			t.Errorf("%+v after %v as %s: %v; want %v", *c.h, c.since, c.now.Status, got, c.want)
+		}
+	}
+}
+
 func TestClaimRange(t *testing.T) {
 	dir := t.TempDir()
 	u, g := filepath.Join(dir, "subuid"), filepath.Join(dir, "subgid")

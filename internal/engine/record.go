@@ -50,6 +50,9 @@ type record struct {
 	// Usage is the last reading of its latest run; nil while it runs, and where
 	// nobody could take one.
 	Usage *isolation.Usage `json:"usage,omitempty"`
+	// Health has the results of the latest checks, also of earlier runs; nil
+	// before the first run, and without a check. It is saved with other changes.
+	Health *container.Health `json:"health,omitempty"`
 	// DropVolumes is set with Removing: anonymous volumes go as well.
 	DropVolumes bool `json:"dropVolumes,omitempty"`
 }
@@ -80,7 +83,7 @@ func (r *record) snapshot(l *live) *Container {
 		c.Endpoint, c.Ports = l.endpoint, l.ports
 		c.ResolvConfPath, c.HostsPath, c.HostnamePath = l.resolv, l.hosts, l.hostname
 	}
-	c.Health, c.LogPath = l.health, l.logPath
+	c.Health, c.LogPath = r.Health, l.logPath
 	for id, x := range l.execs {
 		if x.running {
 			c.ExecIDs = append(c.ExecIDs, id)

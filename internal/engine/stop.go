@@ -296,6 +296,11 @@ func (e *Engine) freeze(ctx context.Context, ref string, from, to State, action 
 	if c, err = b.step(to, nil); err != nil {
 		return errors.Join(err, sh.Resume(ctx))
 	}
+	b.read(func(_ *record, l *live) {
+		if to == Paused && l.endCheck != nil {
+			l.endCheck()
+		}
+	})
 	if to == Paused { // the record alone tells it from a container that the engine holds still
 		err = e.saves.save(b)
 	} else {
