@@ -1,0 +1,34 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"proa/internal/client"
+)
+
+func stopFlags(cmd *cobra.Command) func() client.StopOptions {
+	var signal string
+	var timeout int
+	cmd.Flags().StringVarP(&signal, "signal", "s", "", "signal to send first")
+	cmd.Flags().IntVarP(&timeout, "time", "t", 0, "seconds until it is killed (default: its own, 10); -1 waits for ever")
+	cmd.Flags().IntVar(&timeout, "timeout", 0, "same as --time")
+	_ = cmd.Flags().MarkHidden("timeout")
+	return func() client.StopOptions {
+		o := client.StopOptions{Signal: signal}
+		if cmd.Flags().Changed("time") || cmd.Flags().Changed("timeout") {
+			o.Timeout = &timeout
+		}
+		return o
+	}
+}
+
+func (a *app) stopCmd() *cobra.Command {
+	var opts func() client.StopOptions
+	cmd := a.many("stop", "Ask containers to end, and end them after a while", func(ctx context.Context, c *client.Client, id string) error {
+		return c.ContainerStop(ctx, id, opts())
+	})
+	opts = stopFlags(cmd)
+	return cmd
+}
