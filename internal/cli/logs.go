@@ -11,12 +11,13 @@ import (
 )
 
 func (a *app) logsCmd() *cobra.Command {
-	var follow, timestamps bool
+	var follow, timestamps, details bool
 	var tail, since, until string
 	cmd := &cobra.Command{Use: "logs CONTAINER", Short: "Show what a container wrote", Args: cobra.ExactArgs(1)}
 	fl := cmd.Flags()
 	fl.BoolVarP(&follow, "follow", "f", false, "go on as more comes")
 	fl.BoolVarP(&timestamps, "timestamps", "t", false, "put the time before each line")
+	fl.BoolVar(&details, "details", false, "put labels and variables before each line that --log-opt labels and env name")
 	fl.StringVarP(&tail, "tail", "n", "all", "number of last lines")
 	fl.StringVar(&since, "since", "", "only from this time on (RFC 3339, unix seconds, or 10m ago)")
 	fl.StringVar(&until, "until", "", "only up to this time")
@@ -31,6 +32,9 @@ func (a *app) logsCmd() *cobra.Command {
 		}
 		if timestamps {
 			q.Set("timestamps", "1")
+		}
+		if details {
+			q.Set("details", "1")
 		}
 		for k, v := range map[string]string{"since": since, "until": until} {
 			if v != "" {

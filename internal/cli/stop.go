@@ -12,9 +12,9 @@ func stopFlags(cmd *cobra.Command) func() client.StopOptions {
 	var signal string
 	var timeout int
 	cmd.Flags().StringVarP(&signal, "signal", "s", "", "signal to send first")
-	cmd.Flags().IntVarP(&timeout, "time", "t", 0, "seconds until it is killed (default: its own, 10); -1 waits for ever")
-	cmd.Flags().IntVar(&timeout, "timeout", 0, "same as --time")
-	_ = cmd.Flags().MarkHidden("timeout")
+	cmd.Flags().IntVarP(&timeout, "timeout", "t", 0, "seconds until it is killed (default: its own, 10); -1 waits for ever")
+	cmd.Flags().IntVar(&timeout, "time", 0, "same as --timeout")
+	_ = cmd.Flags().MarkHidden("time")
 	return func() client.StopOptions {
 		o := client.StopOptions{Signal: signal}
 		if cmd.Flags().Changed("time") || cmd.Flags().Changed("timeout") {
