@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime"
+	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -306,8 +307,14 @@ func networkMatches(n *network.Network, f filters.Args) bool {
 
 func (s *Server) networkInspect(c *call) error {
 	name, ok := proanet.Find(c.PathValue("name"))
+	scope := c.query("scope")
+	if v := c.query("verbose"); v != "" { // services of a swarm
+		if _, err := strconv.ParseBool(v); err != nil {
+			return bad("invalid value for verbose: %s", v)
+		}
+	}
 	for _, n := range s.networks() {
-		if !ok || n.Name != name {
+		if !ok || n.Name != name || scope != "" && scope != n.Scope {
 			continue
 		}
 		list, err := s.Engine.List(c.Context(), engine.ListOptions{})
