@@ -101,7 +101,7 @@ func testLimitsInside(t *testing.T, s *sides) {
 	}
 	for _, limits := range []string{`"Memory":67108864`, `"NanoCpus":500000000`, `"CpusetCpus":"0"`, `"CpuShares":512`} {
 		s.run(t, "limited", `{"Image":"bb:1","Cmd":["sleep","100"],"HostConfig":{`+limits+`}}`)
-		const look = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us cpu/cpu.shares cpuset/cpuset.cpus; cat cpuacct/cgroup.procs | wc -l"
+		const look = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us cpu/cpu.shares cpuset/cpuset.cpus; grep -cx 1 cpuacct/cgroup.procs"
 		got, want := s.proa.MustDocker("exec", "limited", "sh", "-c", look), s.docker.MustDocker("exec", "limited", "sh", "-c", look)
 		if got != want {
 			t.Errorf("%s: %q; dockerd: %q", limits, got, want)
