@@ -180,7 +180,7 @@ func New(ctx context.Context, cfg wire.Config, p Parts) (_ *Builder, err error) 
 	}
 	say := &words.Teller{Sessions: b.sessions, Images: namedImages{p.Images}, Hidden: danglingPrefix, TooLarge: b.fileBound}
 	b.grpc = grpc.NewServer(
-		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, say.Unary, b.adjust),
+		grpc.ChainUnaryInterceptor(plainErrors, grpcerrors.UnaryServerInterceptor, say.Unary, b.adjust),
 		grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, say.Stream),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 	)

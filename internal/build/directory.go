@@ -346,7 +346,8 @@ func exactTime(ns int64) bool { return ns%int64(time.Millisecond) != 0 }
 // content, so that the comparison by metadata asks the client for it. The
 // transfer sets the client's time again.
 func forgetInexact(ctx context.Context, root *os.Root) error {
-	return fs.WalkDir(root.FS(), ".", func(p string, e fs.DirEntry, err error) error {
+	// Not by fs.WalkDir over its FS, which has no names that are not UTF-8.
+	return filepath.WalkDir(root.Name(), func(p string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return errors.Join(err, ctx.Err())
 		}
@@ -358,7 +359,11 @@ func forgetInexact(ctx context.Context, root *os.Root) error {
 		if exactTime(at.UnixNano()) {
 			return nil
 		}
-		return root.Chtimes(p, at, at.Add(time.Nanosecond))
+		name, err := filepath.Rel(root.Name(), p)
+		if err != nil {
+			return err
+		}
+		return root.Chtimes(name, at, at.Add(time.Nanosecond))
 	})
 }
 

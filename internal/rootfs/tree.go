@@ -10,6 +10,7 @@ import (
 	"path"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 
@@ -67,6 +68,36 @@ type Request struct {
 	Mount int `json:"mount,omitempty"`
 	// Still asks that the instance's processes are held still meanwhile.
 	Still bool `json:"still,omitempty"`
+}
+
+// rawRequest is a Request on its way: JSON has no strings that are not UTF-8, and
+// paths need not be.
+type rawRequest struct {
+	plainRequest
+	RawPath []byte `json:"rawPath,omitempty"` // in the place of path
+}
+
+type plainRequest Request
+
+// MarshalJSON keeps each byte of the path.
+func (r Request) MarshalJSON() ([]byte, error) {
+	raw := rawRequest{plainRequest: plainRequest(r)}
+	if !utf8.ValidString(r.Path) {
+		raw.Path, raw.RawPath = "", []byte(r.Path)
+	}
+	return json.Marshal(raw)
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (r *Request) UnmarshalJSON(text []byte) error {
+	var raw rawRequest
+	if err := json.Unmarshal(text, &raw); err != nil {
+		return err
+	}
+	if *r = Request(raw.plainRequest); len(raw.RawPath) > 0 {
+		r.Path = string(raw.RawPath)
+	}
+	return nil
 }
 
 // Serve carries out one request. in and out may be nil where the operation has
@@ -144,7 +175,10 @@ func (t *Tree) Stat(name string) (*Stat, error) {
 	defer p.close()
 	st := &Stat{Name: path.Base(absolute(name)), Size: p.st.Size, Mode: p.st.Mode, Sec: p.st.Sec, Nsec: p.st.Nsec}
 	if p.st.Type() == sys.TypeSymlink {
-		st.LinkTarget = t.follow(absolute(name))
+		var ends bool
+		if st.LinkTarget, ends = t.follow(absolute(name)); !ends { // as Docker, whose clients ask before they copy
+			return nil, fmt.Errorf("cannot look up %q: %w: %w", name, syscall.ELOOP, errdefs.ErrInvalidArgument)
+		}
 	}
 	return st, nil
 }
@@ -177,7 +211,10 @@ func EntryBase(name string) string {
 // Resolve gives the path that a path leads to in the end, with all symbolic
 // links followed inside, as far as it exists. It is good for a message or a
 // decision about mounts; files are opened by descriptor.
-func (t *Tree) Resolve(name string) string { return t.follow(absolute(name)) }
+func (t *Tree) Resolve(name string) string {
+	at, _ := t.follow(absolute(name))
+	return at
+}
 
 // pin opens what a path inside names.
 func (t *Tree) pin(name string) (*pinned, error) {
@@ -207,9 +244,9 @@ func reason(err error) error {
 	return err
 }
 
-// follow gives the path that a path leads to in the end, as far as it exists;
-// nothing but a name is made of it.
-func (t *Tree) follow(name string) string {
+// follow gives the path that a path leads to in the end, as far as it exists,
+// and whether there is an end; nothing but a name is made of it.
+func (t *Tree) follow(name string) (_ string, ends bool) {
 	at, todo := "/", strings.Split(name, "/")
 	for hops := 0; len(todo) > 0; {
 		part := todo[0]
@@ -224,7 +261,7 @@ func (t *Tree) follow(name string) string {
 		next := path.Join(at, part)
 		f, err := sys.OpenInRoot(t.Root, next, sys.OnlyPin|syscall.O_NOFOLLOW, 0)
 		if err != nil {
-			return path.Join(next, strings.Join(todo, "/"))
+			return path.Join(next, strings.Join(todo, "/")), true
 		}
 		st, err := sys.StatFile(f)
 		target := ""
@@ -232,14 +269,20 @@ func (t *Tree) follow(name string) string {
 			target, err = sys.ReadLink(f)
 		}
 		_ = f.Close()
-		if hops++; err != nil || target == "" || hops > 255 {
+		if err != nil || target == "" {
 			at = next
 			continue
+		}
+		if hops++; hops > maxHops {
+			return at, false
 		}
 		if target[0] == '/' {
 			at = "/"
 		}
 		todo = append(strings.Split(target, "/"), todo...)
 	}
-	return at
+	return at, true
 }
+
+// maxHops is how many symbolic links are followed, as many as Docker follows.
+const maxHops = 255

@@ -89,7 +89,13 @@ func TarOf(t testing.TB, dir string) []byte {
 		if err != nil {
 			return err
 		}
-		h, err := tar.FileInfoHeader(st, "")
+		link := ""
+		if e.Type() == fs.ModeSymlink {
+			if link, err = os.Readlink(p); err != nil {
+				return err
+			}
+		}
+		h, err := tar.FileInfoHeader(st, link)
 		if err != nil {
 			return err
 		}

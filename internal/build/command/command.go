@@ -13,6 +13,9 @@ import (
 	"os/signal"
 	"syscall"
 
+	// BuildKit's codec carries names that are not UTF-8, as docker's clients send them; gRPC's own refuses those.
+	_ "github.com/moby/buildkit/util/grpcutil/encoding/proto"
+
 	"proa/internal/failure"
 	"proa/internal/version"
 )

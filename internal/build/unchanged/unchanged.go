@@ -31,7 +31,6 @@ import (
 
 	"github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/proto"
 )
 
 // Names of gRPC metadata.
@@ -53,14 +52,26 @@ type Sum struct {
 	buf []byte
 }
 
-// Add adds one file.
+// Add adds one file. Names need not be UTF-8.
 func (s *Sum) Add(st *types.Stat) error {
-	var err error
-	s.buf, err = proto.MarshalOptions{Deterministic: true}.MarshalAppend(append(s.buf[:0], 0, 0, 0, 0), st)
-	if err != nil {
+	attrs := st.Xattrs
+	if len(attrs) > 0 { // a map is marshalled in any order
+		st = st.CloneVT()
+		st.Xattrs = nil
+	}
+	size := st.SizeVT()
+	s.buf = binary.BigEndian.AppendUint32(s.buf[:0], uint32(size)) // an entry has no more than some paths and attributes
+	s.buf = slices.Grow(s.buf, size)[:4+size]
+	if _, err := st.MarshalToSizedBufferVT(s.buf[4:]); err != nil {
 		return fmt.Errorf("cannot add up the files of a directory: %w", err)
 	}
-	binary.BigEndian.PutUint32(s.buf, uint32(len(s.buf)-4)) // an entry has no more than some paths and attributes
+	for _, name := range slices.Sorted(maps.Keys(attrs)) {
+		s.buf = binary.BigEndian.AppendUint32(s.buf, uint32(len(name)))
+		s.buf = append(s.buf, name...)
+		s.buf = binary.BigEndian.AppendUint32(s.buf, uint32(len(attrs[name])))
+		s.buf = append(s.buf, attrs[name]...)
+	}
+	s.buf = append(s.buf, 0, 0, 0, 0) // the end: no attribute has an empty name
 	s.hash().Write(s.buf)
 	return nil
 }
