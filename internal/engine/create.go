@@ -76,7 +76,10 @@ func (e *Engine) Create(ctx context.Context, r CreateRequest) (CreateResult, err
 			l.logPath = e.logPath(r.ID)
 		}
 	})
-	if err := e.makeVolumes(ctx, b); err != nil {
+	if err = e.makeVolumes(ctx, b); err == nil {
+		err = e.fillVolumes(ctx, b)
+	}
+	if err != nil {
 		return none, errors.Join(err, e.erase(context.WithoutCancel(ctx), b, true))
 	}
 	step("create: volumes made")

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/mount"
 
 	"proa/internal/isolation"
 	"proa/internal/shim"
@@ -249,6 +248,5 @@ func bindMount(p MountPlan, source isolation.File, origin string) isolation.Moun
 	return isolation.Mount{
 		Type: isolation.MountBind, Source: source, Origin: origin, Target: p.Target, Readonly: p.Readonly,
 		NonRecursive: p.NonRecursive, Propagation: string(p.Propagation),
-		CopyUp: p.Type == mount.TypeVolume && !p.NoCopy && p.Subpath == "",
 	}
 }

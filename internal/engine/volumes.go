@@ -2,9 +2,12 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -55,6 +58,82 @@ func isFlag(tmpfs map[string]string, target string) bool {
 		}
 	}
 	return false
+}
+
+// fillVolumes copies what the image has at the target of each new, empty volume
+// into it, owner and mode of the directory included. As in Docker that happens
+// once, at create: what a user removes from a volume later does not come back.
+func (e *Engine) fillVolumes(ctx context.Context, b *box) error {
+	var rec record
+	b.read(func(r *record, _ *live) { rec = *r })
+	for _, m := range rec.Mounts {
+		if m.Type != mount.TypeVolume || m.NoCopy || m.Subpath != "" {
+			continue
+		}
+		if err := e.fillVolume(ctx, &rec, m); err != nil {
+			return fmt.Errorf("cannot fill volume %q from the image: %w", m.Volume, err)
+		}
+	}
+	return nil
+}
+
+func (e *Engine) fillVolume(ctx context.Context, rec *record, m MountPlan) error {
+	v, err := e.cfg.Volumes.Get(ctx, m.Volume)
+	if err != nil {
+		return err
+	}
+	to, err := os.Open(v.Mountpoint)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	// Two containers that are created at once fill it once.
+	if err := syscall.Flock(sys.RawFD(to), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("cannot lock it: %w", err)
+	}
+	if _, err := to.Readdirnames(1); !errors.Is(err, io.EOF) {
+		return err // not empty: nil
+	}
+	image, err := e.cfg.Images.Mount(ctx, rec.ImageID.String())
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	from, err := sys.OpenInRoot(image.Tree, m.Target, syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case errors.Is(err, syscall.ENOTDIR) && m.Anonymous:
+		return invalid("cannot mount volume over existing file, file exists %s", m.Target)
+	case errors.Is(err, syscall.ENOTDIR):
+		return nil // the start says so, unless a mount above has a directory there
+	case err != nil:
+		return err
+	}
+	defer from.Close()
+	if err := sys.CopyTree(from, to); err != nil {
+		return errors.Join(err, clearDir(v.Mountpoint)) // a part of it would be taken for the whole by the next container
+	}
+	return nil
+}
+
+// clearDir removes all that is in a directory.
+func clearDir(dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	f, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	for _, name := range names {
+		err = errors.Join(err, root.RemoveAll(name))
+	}
+	return err
 }
 
 // openVolume opens a volume's directory, or what Subpath names in it, which

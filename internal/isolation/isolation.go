@@ -166,9 +166,6 @@ type Mount struct {
 	Size     int64  `json:"size,omitempty"`     // tmpfs: bytes; 0 is the kernel's default of half the memory
 	Mode     uint32 `json:"mode,omitempty"`     // tmpfs: permission bits; 0 means those of the directory at Target, 01777 where there is none
 	Options  string `json:"options,omitempty"`  // tmpfs: further options, comma separated ("noexec,nosuid,uid=1000")
-	// CopyUp asks that a new, empty volume is filled from the image's directory
-	// at Target, owner and mode included, before the user's process starts.
-	CopyUp bool `json:"copyUp,omitempty"`
 }
 
 // Device is one device node to make inside.

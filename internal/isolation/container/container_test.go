@@ -286,49 +286,6 @@ func TestReadonlyRoot(t *testing.T) {
 	}
 }
 
-func TestCopyUp(t *testing.T) {
-	root := busybox(t)
-	d := filepath.Join(root, "var/data")
-	must(t, os.WriteFile(filepath.Join(d, "a"), []byte("aaa"), 0o4711))
-	must(t, os.Chmod(filepath.Join(d, "a"), os.ModeSetuid|0o711))
-	must(t, os.Link(filepath.Join(d, "a"), filepath.Join(d, "b")))
-	must(t, os.Mkdir(filepath.Join(d, "sub"), 0o750))
-	must(t, os.Symlink("/etc/passwd", filepath.Join(d, "sub/link")))
-	must(t, os.Link(filepath.Join(d, "a"), filepath.Join(d, "sub/c")))
-	must(t, os.Chown(filepath.Join(d, "sub"), 1000, 1234))
-	must(t, syscall.Setxattr(filepath.Join(d, "a"), "user.note", []byte("kept"), 0))
-	must(t, os.Chown(d, 1000, 0))
-	must(t, os.Chmod(d, 0o770))
-	when := time.Unix(1_000_000_000, 123456789)
-	must(t, os.Chtimes(filepath.Join(d, "a"), when, when))
-
-	volume := filepath.Join(t.TempDir(), "_data")
-	must(t, os.Mkdir(volume, 0o755))
-	copyUp := func(m *isolation.Mount) { m.CopyUp = true }
-	out := shell(t, root, "cat /var/data/a; ls -n /var/data | grep sub; echo more > /var/data/new", func(s *isolation.Spec) { bind(t, s, volume, "/var/data", copyUp) })
-	if !strings.HasPrefix(out, "aaa") || !strings.Contains(out, " 1000     1234 ") {
-		t.Error(out)
-	}
-	var a, b, c, sub, top syscall.Stat_t
-	for name, st := range map[string]*syscall.Stat_t{"a": &a, "b": &b, "sub/c": &c, "sub": &sub, ".": &top} {
-		must(t, syscall.Lstat(filepath.Join(volume, name), st))
-	}
-	note := make([]byte, 16)
-	n, err := syscall.Getxattr(filepath.Join(volume, "a"), "user.note", note)
-	if a.Ino != b.Ino || a.Ino != c.Ino || a.Mode&0o7777 != 0o4711 || a.Uid != 0 || a.Mtim.Nano() != when.UnixNano() || err != nil || string(note[:n]) != "kept" {
-		t.Errorf("a: %+v %v", a, err)
-	}
-	if sub.Uid != 1000 || sub.Gid != 1234 || sub.Mode&0o777 != 0o750 || top.Uid != 1000 || top.Mode&0o777 != 0o770 {
-		t.Errorf("sub: %+v top: %+v", sub, top)
-	}
-	if to, err := os.Readlink(filepath.Join(volume, "sub/link")); err != nil || to != "/etc/passwd" {
-		t.Error(to, err)
-	}
-	// It is not empty any more, so nothing comes back.
-	must(t, os.Remove(filepath.Join(volume, "b")))
-	shell(t, root, "test ! -e /var/data/b && test -e /var/data/new", func(s *isolation.Spec) { bind(t, s, volume, "/var/data", copyUp) })
-}
-
 func TestSeccompAndNoNewPrivileges(t *testing.T) {
 	root := busybox(t)
 	bpf, err := seccomp.Default(defaults)

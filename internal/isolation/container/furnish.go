@@ -3,7 +3,6 @@ package container
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"slices"
@@ -266,8 +265,8 @@ func closeFiles(list []source) {
 	}
 }
 
-// cloneSources clones what binds name, shifted and read-only as wanted, and
-// fills new volumes from the image. The result has the indexes of c.binds.
+// cloneSources clones what binds name, shifted and read-only as wanted. The
+// result has the indexes of c.binds.
 func (c *instance) cloneSources(userns *os.File) (out []source, err error) {
 	for i := range c.binds {
 		b := &c.binds[i]
@@ -293,11 +292,6 @@ func (c *instance) cloneSources(userns *os.File) (out []source, err error) {
 			}
 			if err != nil {
 				return out, fmt.Errorf("cannot shift the owners of %q: %w", b.Origin, err)
-			}
-		}
-		if b.CopyUp && dir {
-			if err := copyUp(c.root, b.Target, mount); err != nil {
-				return out, fmt.Errorf("cannot fill the volume at %q from the image: %w", b.Target, err)
 			}
 		}
 		if b.Readonly {
@@ -329,28 +323,6 @@ func cloneSource(b *isolation.Mount) (*os.File, error) {
 	}
 	defer f.Close()
 	return sys.CloneTree(f, "", !b.NonRecursive)
-}
-
-// copyUp fills an empty volume with what the image has at target, as seen
-// through the root, so that owners inside are the same in both.
-func copyUp(root *os.File, target string, volume *os.File) error {
-	from, err := sys.OpenInRoot(root, target, syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	to, err := sys.OpenInRoot(volume, ".", syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer to.Close()
-	if _, err := to.Readdirnames(1); !errors.Is(err, io.EOF) {
-		return err // not empty: nil
-	}
-	return sys.CopyTree(from, to)
 }
 
 // bind is one mount to attach below the root.
