@@ -284,6 +284,10 @@ func TestForeignBridge(t *testing.T) {
 // was, and when somebody switches forwarding on for all, it is theirs.
 func TestForwarding(t *testing.T) {
 	w := newWorld(t)
+	host, err := readSysctl("net/ipv4/ip_forward")
+	check(t, err)
+	check(t, writeSysctl("net/ipv4/ip_forward", "0")) // whatever the host has
+	defer func() { check(t, writeSysctl("net/ipv4/ip_forward", host)) }()
 	m := w.open(Config{Linger: -1})
 	defer m.Close()
 	before := w.snapshot()

@@ -128,12 +128,12 @@ func TestLoopbackOnly(t *testing.T) {
 func loopbackOnly(t *testing.T, filtered, router string) {
 	w := newWorld(t)
 	filterBridges(t, filtered)
-	check(t, writeSysctl("net/ipv4/ip_forward", router))
-	check(t, writeSysctl(conf6All, router))
-	t.Cleanup(func() {
-		check(t, writeSysctl("net/ipv4/ip_forward", "0"))
-		check(t, writeSysctl(conf6All, "0"))
-	})
+	for _, name := range []string{"net/ipv4/ip_forward", conf6All} {
+		host, err := readSysctl(name)
+		check(t, err)
+		check(t, writeSysctl(name, router))
+		t.Cleanup(func() { check(t, writeSysctl(name, host)) })
+	}
 	m := w.open(Config{Linger: -1})
 	defer m.Close()
 	b := w.plug(m, "db", Request{Hostname: "db", Ports: []Port{

@@ -26,10 +26,17 @@ import (
 // binary again inside one. There it is "the host", with an interface up0 to a
 // second namespace, "outside". The machine's own links and rules are never touched.
 
-const insideEnv = "PROA_NETWORK_TEST_INSIDE"
+const (
+	insideEnv  = "PROA_NETWORK_TEST_INSIDE"
+	forwardEnv = "PROA_NETWORK_TEST_FORWARD" // ip_forward of the namespace outside, which the new ones get as well
+)
 
 func TestMain(m *testing.M) {
 	if os.Getenv(insideEnv) == "1" {
+		if err := likeHost(); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
 		os.Exit(m.Run())
 	}
 	if os.Geteuid() != 0 {
@@ -37,7 +44,12 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	cmd := exec.Command(os.Args[0], os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	forward, err := readSysctl("net/ipv4/ip_forward")
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	cmd.Env = append(os.Environ(), insideEnv+"=1", forwardEnv+"="+forward)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig is of the thread
@@ -111,6 +123,16 @@ func ipNet(a netip.Addr, bits int) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, a.BitLen())}
 }
 
+// likeHost gives the thread's network namespace the ip_forward of the one that
+// the tests were started in.
+func likeHost() error {
+	now, err := readSysctl("net/ipv4/ip_forward")
+	if want := os.Getenv(forwardEnv); err == nil && want != now {
+		err = writeSysctl("net/ipv4/ip_forward", want)
+	}
+	return err
+}
+
 // newNetns makes a network namespace that lives as long as the test.
 func newNetns(t testing.TB) *os.File {
 	t.Helper()
@@ -121,6 +143,7 @@ func newNetns(t testing.TB) *os.File {
 	defer here.Close()
 	ns, err := netns.New()
 	check(t, err)
+	check(t, likeHost())
 	check(t, netns.Set(here))
 	f := os.NewFile(uintptr(ns), "netns")
 	t.Cleanup(func() { f.Close() })

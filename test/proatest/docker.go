@@ -51,8 +51,8 @@ func NewDocker(t testing.TB) *Docker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("ip", "netns", "add", d.Netns).CombinedOutput(); err != nil {
-		t.Fatalf("ip netns add: %v\n%s", err, out)
+	if err := addNetns(d.Netns); err != nil {
+		t.Fatal(err)
 	}
 	// The group of each engine lies in a parent of its own, so that two of them run beside each other.
 	line := fmt.Sprintf(`ip link set lo up; mount --make-rprivate /; mount -t tmpfs none /run; mkdir -p /run/lock; umount /sys/fs/cgroup/unified 2>/dev/null

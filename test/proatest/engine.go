@@ -183,7 +183,9 @@ func New(t testing.TB, opts ...Option) *Engine {
 	if err := os.Symlink(filepath.Join(tools(t), "cli-plugins"), filepath.Join(dir, "cli-plugins")); err != nil {
 		t.Fatal(err)
 	}
-	e.must("ip", "netns", "add", e.Netns)
+	if err := addNetns(e.Netns); err != nil {
+		t.Fatal(err)
+	}
 	e.must("ip", "-n", e.Netns, "link", "set", "lo", "up")
 	// A way out that leads nowhere: the engine sees a host with a default
 	// route, and no packet can leave this namespace.

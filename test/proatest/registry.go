@@ -17,10 +17,11 @@ func Netns(t testing.TB) string {
 	t.Helper()
 	NeedRoot(t)
 	name := fmt.Sprintf("proa-%d-%d", os.Getpid(), seq.Add(1))
-	for _, args := range [][]string{{"netns", "add", name}, {"-n", name, "link", "set", "lo", "up"}} {
-		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-			t.Fatalf("ip %v: %v\n%s", args, err, out)
-		}
+	if err := addNetns(name); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("ip", "-n", name, "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		t.Fatalf("ip link set lo up: %v\n%s", err, out)
 	}
 	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", name).Run() })
 	return name
