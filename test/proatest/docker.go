@@ -55,9 +55,9 @@ func NewDocker(t testing.TB) *Docker {
 		t.Fatal(err)
 	}
 	// The group of each engine lies in a parent of its own, so that two of them run beside each other.
-	line := fmt.Sprintf(`ip link set lo up; mount --make-rprivate /; mount -t tmpfs none /run; mkdir -p /run/lock; umount /sys/fs/cgroup/unified 2>/dev/null
-exec %[2]s --data-root %[1]s/data --exec-root /run/docker -H unix://%[1]s/docker.sock --pidfile %[1]s/pid --log-level warn --cgroup-parent /%[3]s --iptables=true`, dir, dockerd, d.Netns)
-	cmd := exec.Command("nsenter", "--net=/run/netns/"+d.Netns, "unshare", "-m", "sh", "-c", line)
+	const line = `ip link set lo up; mount --make-rprivate /; mount -t tmpfs none /run; mkdir -p /run/lock; umount /sys/fs/cgroup/unified 2>/dev/null
+exec "$2" --data-root "$1/data" --exec-root /run/docker -H "unix://$1/docker.sock" --pidfile "$1/pid" --log-level warn --cgroup-parent "/$3" --iptables=true`
+	cmd := exec.Command("nsenter", "--net=/run/netns/"+d.Netns, "unshare", "-m", "sh", "-c", line, "sh", dir, dockerd, d.Netns)
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(Tool(t, "containerd"))+":"+filepath.Dir(dockerd)+":"+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

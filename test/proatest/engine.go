@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,6 +58,10 @@ func DataRoot(dir string) Option { return func(e *Engine) { e.DataRoot = dir } }
 func GuestKernel(dir string) Option { return func(e *Engine) { e.kernel = dir } }
 
 var seq atomic.Int32
+
+// hostUmask is that of who runs the tests. Engines are started with it; the
+// files of tests and what the command lines write are made with the usual one.
+var hostUmask = syscall.Umask(0o022)
 
 // NeedRoot skips a test that cannot run without root, and says so.
 func NeedRoot(t testing.TB) {
@@ -240,7 +245,8 @@ func (e *Engine) TryStart() error {
 		"--cgroup-parent", e.Cgroup, "--guest-kernel", e.kernel, "--log-level", "debug",
 		"--subid-file", filepath.Join(e.Dir, "subuid"), "--subid-file", filepath.Join(e.Dir, "subgid"),
 	}
-	cmd := exec.Command("nsenter", append(args, e.args...)...)
+	line := fmt.Sprintf(`umask %04o; exec nsenter "$@"`, hostUmask)
+	cmd := exec.Command("sh", slices.Concat([]string{"-c", line, "nsenter"}, args, e.args)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
