@@ -2,7 +2,8 @@
 # the host's kernel nor its boot loader nor its firewall. Everything it makes lies in bin/ and .cache/ of this clone.
 
 GO      ?= go
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# A version of three numbers always (semver.org): clients read the engine's.
+VERSION ?= $(shell { git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || echo 0.0.0-dev+$$(git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown); } | sed 's/^v//')
 LDFLAGS  = -s -w -X proa/internal/version.Version=$(VERSION)
 
 .PHONY: build setup test test-long demo bench vet clean
