@@ -133,6 +133,7 @@ func (e *Engine) plan(ctx context.Context, r CreateRequest, img *image.Image) (*
 			return nil, err
 		}
 	}
+	rec.Warnings = append(rec.Warnings, unpublished(cfg, host)...)
 	rec.Mounts, err = planMounts(cfg, host, kind == isolation.VM, func(ref string) ([]MountPlan, error) {
 		b, err := e.find(ref)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -170,6 +171,20 @@ func wantedPorts(bindings dockernet.PortMap, exposed dockernet.PortSet, all bool
 		return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.HostIP, b.HostIP))
 	})
 	return out, nil
+}
+
+// unpublished says which exposed ports PublishAllPorts leaves out.
+func unpublished(c *container.Config, h *container.HostConfig) (warnings []string) {
+	if !h.PublishAllPorts {
+		return nil
+	}
+	for p := range c.ExposedPorts {
+		if p.Proto() != dockernet.TCP && p.Proto() != dockernet.UDP {
+			warnings = append(warnings, fmt.Sprintf("port %s is not published: only tcp and udp are supported", p))
+		}
+	}
+	slices.Sort(warnings)
+	return warnings
 }
 
 // takeNetwork shows an endpoint in Docker's shapes.
