@@ -95,7 +95,7 @@ func (a *app) openContext(ctx context.Context, f *buildFlags, where string) (_ *
 	}
 	file := f.file
 	if file == "" {
-		file = filepath.Join(where, "Dockerfile")
+		file = defaultDockerfile(where)
 	}
 	st, err = os.Stat(file)
 	if err != nil && f.file != "" && !filepath.IsAbs(f.file) {
@@ -116,6 +116,23 @@ func (a *app) openContext(ctx context.Context, f *buildFlags, where string) (_ *
 	}
 	s.mounts["dockerfile"], s.attrs["filename"] = dir, filepath.Base(file)
 	return s, nil
+}
+
+// defaultDockerfile is the Dockerfile of a directory: by its usual name, or in
+// lower case where only that exists (moby/buildkit cmd/buildctl, docker/buildx).
+func defaultDockerfile(dir string) string {
+	usual := filepath.Join(dir, "Dockerfile")
+	if _, err := os.Lstat(usual); errors.Is(err, os.ErrNotExist) {
+		if lower := filepath.Join(dir, "dockerfile"); isRegular(lower) {
+			return lower
+		}
+	}
+	return usual
+}
+
+func isRegular(name string) bool {
+	st, err := os.Lstat(name)
+	return err == nil && st.Mode().IsRegular()
 }
 
 // isRemote tells whether the builder has to fetch a context.

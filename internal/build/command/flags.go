@@ -144,8 +144,12 @@ func (f *buildFlags) solveOpt(src *source, c *cork) (*client.SolveOpt, error) {
 			opt.CacheExports = append(opt.CacheExports, client.CacheOptionsEntry{Type: "inline"})
 		}
 	}
-	if err := pairs(attrs, "label:", "--label", f.labels); err != nil {
-		return nil, err
+	for _, kv := range f.labels {
+		k, v, _ := strings.Cut(kv, "=") // a name alone has an empty value, as in docker
+		if k == "" {
+			return nil, failure.Hint(fmt.Errorf("invalid --label %q", kv), "--label NAME=VALUE")
+		}
+		attrs["label:"+k] = v
 	}
 	if f.target != "" {
 		attrs["target"] = f.target
