@@ -6,6 +6,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -64,7 +65,7 @@ func (a *app) root() *cobra.Command {
 		a.pullCmd(), a.pushCmd(), a.loginCmd(), a.logoutCmd(),
 		a.imagesCmd(), a.loadCmd(), a.saveCmd(), a.importCmd(), a.tagCmd(), a.rmiCmd(), a.historyCmd(), a.imageCmd(),
 		a.buildCmd(), a.builderCmd(),
-		a.volumeCmd(), a.eventsCmd(), a.infoCmd(), a.versionCmd(), a.systemCmd(), a.doctorCmd(), a.registryCmd(),
+		a.updateCmd(), a.volumeCmd(), a.networkCmd(), a.eventsCmd(), a.infoCmd(), a.versionCmd(), a.systemCmd(), a.doctorCmd(), a.registryCmd(),
 		a.compareCmd(),
 	)
 	explainArgs(root)
@@ -137,12 +138,20 @@ func (a *app) client(ctx context.Context) (*client.Client, error) {
 	return c, nil
 }
 
+// errGone is for what was asked to go and did not exist: no failure, and no
+// name on standard output.
+var errGone = errors.New("it does not exist")
+
 // each runs do for every argument, prints the argument on success and the
 // error otherwise, and fails if one did.
 func (a *app) each(args []string, do func(string) error) error {
 	failed := false
 	for _, arg := range args {
-		if err := do(arg); err != nil {
+		err := do(arg)
+		if errors.Is(err, errGone) {
+			continue
+		}
+		if err != nil {
 			failure.Report(a.err, "proa", err)
 			failed = true
 			continue

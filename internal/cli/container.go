@@ -26,7 +26,7 @@ func (a *app) containerCmd() *cobra.Command {
 	ls.Use, ls.Aliases = "ls", []string{"list", "ps"}
 	cmd.AddCommand(a.runCmd(), a.createCmd(), a.startCmd(), a.stopCmd(), a.restartCmd(), a.killCmd(), a.pauseCmd(), a.unpauseCmd(), a.rmCmd(),
 		a.renameCmd(), a.waitCmd(), a.attachCmd(), a.execCmd(), a.logsCmd(), a.topCmd(), a.statsCmd(), a.portCmd(), ls,
-		a.cpCmd(), a.commitCmd(), a.diffCmd(), a.exportCmd(),
+		a.cpCmd(), a.updateCmd(), a.commitCmd(), a.diffCmd(), a.exportCmd(),
 		a.inspectOf("container", "inspect"), a.pruneCmd("containers that do not run", &filters.ContainerPrune, func(ctx context.Context, c *client.Client, f client.Filters, _ bool) ([]string, uint64, error) {
 			r, err := c.ContainerPrune(ctx, f)
 			return r.ContainersDeleted, r.SpaceReclaimed, err

@@ -231,7 +231,7 @@ func (a *app) rmiCmd() *cobra.Command {
 				}
 				if err != nil {
 					failure.Report(a.err, "proa", err)
-					failed = true
+					failed = failed || !force || !client.IsNotFound(err) // as docker rmi -f
 				}
 			}
 			if failed {
@@ -295,25 +295,28 @@ func (a *app) imageCmd() *cobra.Command {
 	ls.Use, ls.Aliases = "ls [NAME[:TAG]]", []string{"list"}
 	rm.Use, rm.Aliases = "rm IMAGE...", []string{"remove"}
 	cmd.AddCommand(ls, rm, a.pullCmd(), a.pushCmd(), a.loadCmd(), a.saveCmd(), a.importCmd(), a.tagCmd(), a.historyCmd(), a.inspectOf("image", "inspect"),
-		a.pruneCmd("images without a name", &filters.ImagePrune, func(ctx context.Context, c *client.Client, f client.Filters, all bool) ([]string, uint64, error) {
-			if all {
-				if f == nil {
-					f = client.Filters{}
-				}
-				f["dangling"] = []string{"false"}
-			}
-			r, err := c.ImagePrune(ctx, f)
-			var lines []string
-			for _, d := range r.ImagesDeleted {
-				if d.Untagged != "" {
-					lines = append(lines, "untagged: "+d.Untagged)
-				} else {
-					lines = append(lines, "deleted: "+d.Deleted)
-				}
-			}
-			return lines, r.SpaceReclaimed, err
-		}, true))
+		a.pruneCmd("images without a name", &filters.ImagePrune, pruneImages, true))
 	return cmd
+}
+
+// pruneImages removes images without a name, or all that no container uses.
+func pruneImages(ctx context.Context, c *client.Client, f client.Filters, all bool) ([]string, uint64, error) {
+	if all {
+		if f == nil {
+			f = client.Filters{}
+		}
+		f["dangling"] = []string{"false"}
+	}
+	r, err := c.ImagePrune(ctx, f)
+	var lines []string
+	for _, d := range r.ImagesDeleted {
+		if d.Untagged != "" {
+			lines = append(lines, "untagged: "+d.Untagged)
+		} else {
+			lines = append(lines, "deleted: "+d.Deleted)
+		}
+	}
+	return lines, r.SpaceReclaimed, err
 }
 
 // pruneCmd removes what is not used, after asking a person.

@@ -1,12 +1,19 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
+	"text/template"
 
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/volume"
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
@@ -25,10 +32,10 @@ func (a *app) inspectOf(only, use string) *cobra.Command {
 			if only != "" {
 				kind = only
 			}
-			var values []json.RawMessage
+			var values []inspected
 			failed := false
 			for _, name := range args {
-				v, err := inspect(ctx, c, kind, name)
+				v, err := inspect(ctx, c, kind, name, size)
 				if err != nil {
 					failure.Report(a.err, "proa", err)
 					failed = true
@@ -36,7 +43,7 @@ func (a *app) inspectOf(only, use string) *cobra.Command {
 				}
 				values = append(values, v)
 			}
-			if err := printInspect(a.out, format, values); err != nil {
+			if err := printInspected(a.out, format, values); err != nil {
 				return err
 			}
 			if failed {
@@ -46,37 +53,89 @@ func (a *app) inspectOf(only, use string) *cobra.Command {
 		}),
 	}
 	cmd.Flags().StringVarP(&format, "format", "f", "", "a Go template")
-	cmd.Flags().BoolVarP(&size, "size", "s", false, "with sizes on disk")
+	if only == "" || only == "container" {
+		cmd.Flags().BoolVarP(&size, "size", "s", false, "with sizes on disk")
+	}
 	if only == "" {
 		cmd.Flags().StringVar(&kind, "type", "", "container, image, volume or network")
 	}
 	return cmd
 }
 
+// inspected is one object: its answer, and the type that it decodes into.
+type inspected struct {
+	raw   json.RawMessage
+	typed any
+}
+
+// printInspected prints objects as Docker's inspect does. A template sees the
+// fields by their Go types first, so that what is absent is nil and not an
+// error, and the answer itself after that: a key that neither has is an error
+// (docker/cli cli/command/inspect).
+func printInspected(w io.Writer, format string, values []inspected) error {
+	raws := make([]json.RawMessage, 0, len(values))
+	for _, v := range values {
+		raws = append(raws, v.raw)
+	}
+	if format == "" || format == "json" {
+		return printInspect(w, format, raws)
+	}
+	t, err := template.New("").Funcs(templateFuncs).Parse(format)
+	if err != nil {
+		return fmt.Errorf("cannot read --format: %w", err)
+	}
+	for _, v := range values {
+		var b bytes.Buffer
+		if json.Unmarshal(v.raw, v.typed) == nil && t.Execute(&b, v.typed) == nil {
+			fmt.Fprintln(w, b.String())
+			continue
+		}
+		var loose any
+		dec := json.NewDecoder(bytes.NewReader(v.raw))
+		dec.UseNumber()
+		if err := dec.Decode(&loose); err != nil {
+			return err
+		}
+		b.Reset()
+		if err := t.Option("missingkey=error").Execute(&b, loose); err != nil {
+			return failure.Hint(fmt.Errorf("cannot apply --format: %w", err), "leave out -f to see every key")
+		}
+		fmt.Fprintln(w, b.String())
+	}
+	return nil
+}
+
 // inspect finds an object by name among the types, in Docker's order.
-func inspect(ctx context.Context, c *client.Client, kind, name string) (json.RawMessage, error) {
+func inspect(ctx context.Context, c *client.Client, kind, name string, size bool) (inspected, error) {
 	var last error
-	for _, try := range []struct{ kind, path string }{
-		{"container", "/containers/" + url.PathEscape(name) + "/json"},
-		{"image", "/images/" + name + "/json"},
-		{"volume", "/volumes/" + url.PathEscape(name)},
-		{"network", "/networks/" + url.PathEscape(name)},
+	for _, try := range []struct {
+		kind, path string
+		typed      any
+	}{
+		{"container", "/containers/" + url.PathEscape(name) + "/json", &container.InspectResponse{}},
+		{"image", "/images/" + name + "/json", &image.InspectResponse{}},
+		{"volume", "/volumes/" + url.PathEscape(name), &volume.Volume{}},
+		{"network", "/networks/" + url.PathEscape(name), &network.Inspect{}},
 	} {
 		if kind != "" && kind != try.kind {
 			continue
 		}
 		var v json.RawMessage
-		err := c.Do(ctx, http.MethodGet, try.path, nil, nil, &v)
+		var q url.Values
+		if size && try.kind == "container" {
+			q = url.Values{"size": {"1"}}
+		}
+		err := c.Do(ctx, http.MethodGet, try.path, q, nil, &v)
 		if err == nil {
-			return v, nil
+			return inspected{v, try.typed}, nil
 		}
 		if kind != "" || !client.IsNotFound(err) {
-			return nil, err
+			return inspected{}, err
 		}
 		last = err
 	}
 	if last == nil {
-		return nil, fmt.Errorf("cannot inspect type %q: it must be container, image, volume or network", kind)
+		return inspected{}, fmt.Errorf("cannot inspect type %q: it must be container, image, volume or network", kind)
 	}
-	return nil, fmt.Errorf("no such object: %s", name)
+	return inspected{}, fmt.Errorf("no such object: %s", name)
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -34,7 +35,7 @@ type runFlags struct {
 	capAdd, capDrop, securityOpt, groupAdd, device, ulimit   []string
 	sysctl, logOpt, volumesFrom, attach                      []string
 	publishAll, rm, readOnly, privileged, oomKillDisable     bool
-	network, networkAlias, ip, mac                           string
+	network, ip, mac                                         string
 	hostname, domainname, user, workdir, entrypoint, restart string
 	stopSignal, memory, memorySwap, memoryReservation        string
 	cpus, cpusetCpus, cpusetMems, shmSize, logDriver, userns string
@@ -43,6 +44,9 @@ type runFlags struct {
 	stopTimeout, oomScoreAdj                                 int
 	healthCmd                                                string
 	healthInterval, healthTimeout, healthStart               time.Duration
+	healthStartInterval                                      time.Duration
+	annotation, labelFile, networkAliases                    []string
+	volumeDriver, umask                                      string
 	healthRetries                                            int
 	noHealthcheck                                            bool
 }
@@ -64,6 +68,8 @@ func (f *runFlags) add(s *pflag.FlagSet) {
 	s.StringArrayVarP(&f.env, "env", "e", nil, "set an environment variable (NAME alone copies yours)")
 	s.StringArrayVar(&f.envFile, "env-file", nil, "read environment variables from a file")
 	s.StringArrayVarP(&f.label, "label", "l", nil, "set a label")
+	s.StringArrayVar(&f.labelFile, "label-file", nil, "read labels from a file")
+	s.StringArrayVar(&f.annotation, "annotation", nil, "set an annotation: NAME=VALUE")
 	s.StringArrayVarP(&f.volume, "volume", "v", nil, "bind mount or volume: [SOURCE:]TARGET[:ro]")
 	s.StringArrayVar(&f.mounts, "mount", nil, "type=bind|volume|tmpfs,source=...,target=...[,readonly]")
 	s.StringArrayVar(&f.tmpfs, "tmpfs", nil, "tmpfs at a path: TARGET[:options]")
@@ -74,6 +80,11 @@ func (f *runFlags) add(s *pflag.FlagSet) {
 	s.StringVar(&f.network, "network", "", "bridge (default), none, host or container:NAME")
 	s.StringVar(&f.network, "net", "", "same as --network")
 	_ = s.MarkHidden("net")
+	s.StringArrayVar(&f.networkAliases, "network-alias", nil, "further name on the network")
+	s.StringArrayVar(&f.networkAliases, "net-alias", nil, "same as --network-alias")
+	_ = s.MarkHidden("net-alias")
+	s.StringVar(&f.umask, "umask", "", "umask of the first process, octal")
+	s.StringVar(&f.volumeDriver, "volume-driver", "", "driver of the volumes: local")
 	s.StringVar(&f.ip, "ip", "", "IPv4 address on the network")
 	s.StringVar(&f.mac, "mac-address", "", "MAC address on the network")
 	s.StringArrayVar(&f.addHost, "add-host", nil, "line for /etc/hosts: NAME:IP (IP may be host-gateway)")
@@ -123,8 +134,10 @@ func (f *runFlags) add(s *pflag.FlagSet) {
 	s.DurationVar(&f.healthInterval, "health-interval", 0, "time between two checks")
 	s.DurationVar(&f.healthTimeout, "health-timeout", 0, "time that a check may take")
 	s.DurationVar(&f.healthStart, "health-start-period", 0, "time at the start in which failures do not count")
+	s.DurationVar(&f.healthStartInterval, "health-start-interval", 0, "time between two checks in the start period, until the first success")
 	s.IntVar(&f.healthRetries, "health-retries", 0, "failures in a row that make it unhealthy")
 	s.BoolVar(&f.noHealthcheck, "no-healthcheck", false, "run no health check, also none of the image's")
+	refuseRunFlags(s)
 }
 
 // parse turns flags and the words behind them into what the API takes.
@@ -144,7 +157,7 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 	host := &container.HostConfig{
 		AutoRemove: f.rm, ReadonlyRootfs: f.readOnly, Privileged: f.privileged, PublishAllPorts: f.publishAll,
 		CapAdd: f.capAdd, CapDrop: f.capDrop, GroupAdd: f.groupAdd, ExtraHosts: f.addHost, DNSSearch: f.dnsSearch, DNSOptions: f.dnsOption,
-		VolumesFrom: f.volumesFrom, OomScoreAdj: f.oomScoreAdj,
+		VolumesFrom: f.volumesFrom, VolumeDriver: f.volumeDriver, OomScoreAdj: f.oomScoreAdj,
 		NetworkMode: container.NetworkMode(f.network), PidMode: container.PidMode(f.pid), IpcMode: container.IpcMode(f.ipc),
 		UTSMode: container.UTSMode(f.uts), UsernsMode: container.UsernsMode(f.userns), CgroupnsMode: container.CgroupnsMode(f.cgroupns),
 		LogConfig: container.LogConfig{Type: f.logDriver, Config: map[string]string{}},
@@ -186,7 +199,10 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 		cfg.Env = append(cfg.Env, expandEnv(e)...)
 	}
 	var err error
-	if cfg.Labels, err = keyValues("--label", f.label, true); err != nil {
+	if cfg.Labels, err = f.labels(); err != nil {
+		return fail(err)
+	}
+	if host.Annotations, err = keyValues("--annotation", f.annotation, true); err != nil {
 		return fail(err)
 	}
 	if host.Sysctls, err = keyValues("--sysctl", f.sysctl, false); err != nil {
@@ -292,10 +308,20 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 		}
 		host.SecurityOpt = append(host.SecurityOpt, o)
 	}
-	f.health(s, cfg)
+	if f.umask != "" {
+		n, err := strconv.ParseUint(f.umask, 8, 32)
+		if err != nil || n > 0o777 {
+			return fail(fmt.Errorf("cannot read --umask %q: it must be octal, 0 to 777", f.umask))
+		}
+		mask := uint32(n)
+		host.Umask = &mask
+	}
+	if err := f.health(s, cfg); err != nil {
+		return fail(err)
+	}
 	var net *network.NetworkingConfig
-	if f.ip != "" || f.mac != "" {
-		ep := &network.EndpointSettings{}
+	if f.ip != "" || f.mac != "" || len(f.networkAliases) > 0 {
+		ep := &network.EndpointSettings{Aliases: f.networkAliases}
 		if f.ip != "" {
 			ip, err := netip.ParseAddr(f.ip)
 			if err != nil {
@@ -317,19 +343,74 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 	return cfg, host, net, nil
 }
 
-func (f *runFlags) health(s *pflag.FlagSet, cfg *container.Config) {
+// health reads the flags of the health check as docker does (docker/cli
+// cli/command/container/opts.go): zero values mean those of the image.
+func (f *runFlags) health(s *pflag.FlagSet, cfg *container.Config) error {
+	wanted := f.healthCmd != "" || f.healthInterval != 0 || f.healthTimeout != 0 || f.healthRetries != 0 || f.healthStart != 0 || f.healthStartInterval != 0
 	if f.noHealthcheck {
+		if wanted {
+			return errors.New("--no-healthcheck conflicts with --health-* options")
+		}
 		cfg.Healthcheck = &container.HealthConfig{Test: []string{"NONE"}}
-		return
+		return nil
 	}
-	if f.healthCmd == "" && !s.Changed("health-interval") && !s.Changed("health-timeout") && !s.Changed("health-retries") && !s.Changed("health-start-period") {
-		return
+	if !wanted {
+		return nil
 	}
-	h := &container.HealthConfig{Interval: f.healthInterval, Timeout: f.healthTimeout, StartPeriod: f.healthStart, Retries: f.healthRetries}
+	for _, d := range []struct {
+		flag  string
+		value time.Duration
+	}{{"interval", f.healthInterval}, {"timeout", f.healthTimeout}, {"start-period", f.healthStart}, {"start-interval", f.healthStartInterval}} {
+		if d.value < 0 {
+			return fmt.Errorf("--health-%s cannot be negative", d.flag)
+		}
+	}
+	if f.healthRetries < 0 {
+		return errors.New("--health-retries cannot be negative")
+	}
+	h := &container.HealthConfig{
+		Interval: f.healthInterval, Timeout: f.healthTimeout, StartPeriod: f.healthStart, StartInterval: f.healthStartInterval, Retries: f.healthRetries,
+	}
 	if f.healthCmd != "" {
 		h.Test = []string{"CMD-SHELL", f.healthCmd}
 	}
 	cfg.Healthcheck = h
+	return nil
+}
+
+// labels are those of the files, then those of the flags.
+func (f *runFlags) labels() (map[string]string, error) {
+	var all []string
+	for _, file := range f.labelFile {
+		more, err := readKeyFile("--label-file", file, func(line string) []string {
+			if !strings.Contains(line, "=") {
+				return nil // as docker: a name alone is left out
+			}
+			return []string{line}
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, more...)
+	}
+	return keyValues("--label", append(all, f.label...), true)
+}
+
+// refuseRunFlags adds docker's flags that the engine cannot honour.
+func refuseRunFlags(s *pflag.FlagSet) {
+	const blkio, windows, realtime = "limits of block devices are not supported", "it is for Windows", "real-time scheduling is not supported"
+	for name, why := range map[string]string{
+		"blkio-weight": blkio, "blkio-weight-device": blkio, "device-read-bps": blkio, "device-read-iops": blkio, "device-write-bps": blkio, "device-write-iops": blkio,
+		"cpu-count": windows, "cpu-percent": windows, "io-maxbandwidth": windows, "io-maxiops": windows,
+		"cpu-rt-period": realtime, "cpu-rt-runtime": realtime,
+		"device-cgroup-rule": "give devices by --device", "gpus": "GPUs are not supported; --device gives a device of the host",
+		"ip6": "the default network has no IPv6 subnet", "link": "links between containers are not supported; use --network container:NAME",
+		"link-local-ip": "link-local addresses are not supported", "memory-swappiness": "it cannot be set for one container on cgroup v2",
+		"storage-opt": "a container's disk has no quota",
+	} {
+		refuseFlag(s, name, why)
+	}
+	refuseSwitch(s, "use-api-socket", "a container never gets the engine's socket by itself; mount it with -v")
 }
 
 // ports reads -p and --expose: [[IP:]HOST:]PORT[/PROTO], each number or range.
@@ -542,10 +623,14 @@ func expandEnv(e string) []string {
 	return nil
 }
 
-func readEnvFile(path string) ([]string, error) {
+func readEnvFile(path string) ([]string, error) { return readKeyFile("--env-file", path, expandEnv) }
+
+// readKeyFile reads NAME=VALUE lines; comments and empty lines are left out,
+// and take turns a line into what counts.
+func readKeyFile(flag, path string, take func(string) []string) ([]string, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read --env-file: %w", err)
+		return nil, fmt.Errorf("cannot read %s: %w", flag, err)
 	}
 	defer f.Close()
 	var env []string
@@ -561,9 +646,9 @@ func readEnvFile(path string) ([]string, error) {
 		}
 		name, _, _ := strings.Cut(line, "=")
 		if name == "" || strings.ContainsAny(name, " \t") {
-			return nil, fmt.Errorf("cannot read --env-file %q: line %d: %q is not a variable name", path, n, name)
+			return nil, fmt.Errorf("cannot read %s %q: line %d: %q is not a name", flag, path, n, name)
 		}
-		env = append(env, expandEnv(line)...)
+		env = append(env, take(line)...)
 	}
 	return env, sc.Err()
 }

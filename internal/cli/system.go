@@ -181,7 +181,7 @@ func (a *app) systemCmd() *cobra.Command {
 			return printRows(a.out, "", []column{{"Type", "TYPE"}, {"TotalCount", "TOTAL"}, {"Active", "ACTIVE"}, {"Size", "SIZE"}, {"Reclaimable", "RECLAIMABLE"}}, rows)
 		}),
 	}
-	cmd.AddCommand(df, a.infoCmd(), a.eventsCmd())
+	cmd.AddCommand(df, a.systemPruneCmd(), a.infoCmd(), a.eventsCmd())
 	return cmd
 }
 
