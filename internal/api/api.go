@@ -68,6 +68,7 @@ type Host struct {
 	MemTotal      int64  // bytes
 	CgroupVersion string // "1" or "2"
 	CgroupDriver  string
+	SwapLimit     bool // memory and swap can be limited together
 	UserNS        bool
 	Bridge        Bridge
 	// Doctor judges the host afresh.

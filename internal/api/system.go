@@ -69,7 +69,7 @@ func (s *Server) info(c *call) error {
 		ID: s.Host.ID, Containers: n.Total, ContainersRunning: n.Running, ContainersPaused: n.Paused, ContainersStopped: n.Stopped,
 		Images: len(imgs), Driver: "proa", DriverStatus: [][2]string{{"Mount strategy", strategy}},
 		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file", "none"}},
-		MemoryLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true, IPv4Forwarding: true,
+		MemoryLimit: true, SwapLimit: s.Host.SwapLimit, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true, IPv4Forwarding: true,
 		NGoroutines: runtime.NumGoroutine(), SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: "json-file",
 		CgroupDriver: s.Host.CgroupDriver, CgroupVersion: s.Host.CgroupVersion, KernelVersion: s.Host.KernelVersion, OperatingSystem: s.Host.OS,
 		OSType: runtime.GOOS, Architecture: machine(), NCPU: runtime.NumCPU(), MemTotal: s.Host.MemTotal, DockerRootDir: s.Host.DataRoot,

@@ -40,8 +40,11 @@ func (h *house) host() api.Host {
 		Doctor:   h.doctor,
 		Warnings: h.warnings,
 	}
-	if c, err := cgroup.Detect(); err == nil && c.Mode == cgroup.V2 {
-		out.CgroupVersion = "2"
+	if c, err := cgroup.Detect(); err == nil {
+		out.SwapLimit = c.SwapAccounting()
+		if c.Mode == cgroup.V2 {
+			out.CgroupVersion = "2"
+		}
 	}
 	return out
 }

@@ -129,6 +129,7 @@ func TestFaultsOfRequests(t *testing.T) {
 		{"C3", testNamesWithSlashes},
 		{"D01", testCLIProbes},
 		{"D05", testSystemPrune},
+		{"D26 info", testInfo},
 		{"C4", testNotFoundAtCreate},
 		{"A18", testRefusedAtCreate},
 		{"A19.3", testCreateMessages},

@@ -222,6 +222,16 @@ func testCLIProbes(t *testing.T, s *sides) {
 	s.proa.MustDocker("rmi", "localhost:5000/x/y:1", "acme/app:1")
 }
 
+// What docker info warns of where it is missing is told as the host has it.
+func testInfo(t *testing.T, s *sides) {
+	p, d := s.both(t, "GET", "/v1.41/info", "")
+	for _, key := range []string{"MemoryLimit", "SwapLimit", "CpuCfsPeriod", "CpuCfsQuota", "CPUShares", "CPUSet", "PidsLimit", "IPv4Forwarding", "CgroupVersion", "NCPU", "MemTotal", "OSType", "Architecture", "KernelVersion"} {
+		if a, b := field(t, p, key), field(t, d, key); a != b {
+			t.Errorf("%s of info is %s; dockerd: %s", key, a, b)
+		}
+	}
+}
+
 // system prune goes through containers, networks, volumes, images and cache and
 // stops at the first error.
 func testSystemPrune(t *testing.T, s *sides) {
