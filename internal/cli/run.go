@@ -28,7 +28,7 @@ func (a *app) createCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			id, err := a.create(cmd, c, &f, args)
+			id, err := a.create(cmd, c, &f, args, 1)
 			if err != nil {
 				return err
 			}
@@ -70,8 +70,9 @@ func needImage(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-// create makes the container; every failure is an exit code of 125, as Docker's.
-func (a *app) create(cmd *cobra.Command, c *client.Client, f *runFlags, args []string) (string, error) {
+// create makes the container. Flags that cannot be read are an exit code of
+// 125, everything else is code, which is 125 of docker run and 1 of create.
+func (a *app) create(cmd *cobra.Command, c *client.Client, f *runFlags, args []string, code int) (string, error) {
 	cfg, host, net, err := f.parse(cmd.Flags(), args)
 	if err != nil {
 		return "", failure.Exit(125, err)
@@ -81,12 +82,12 @@ func (a *app) create(cmd *cobra.Command, c *client.Client, f *runFlags, args []s
 	}
 	if f.cidfile != "" {
 		if _, err := os.Stat(f.cidfile); err == nil {
-			return "", failure.Exit(125, fmt.Errorf("cannot write the id: %q exists already, maybe of another run", f.cidfile))
+			return "", failure.Exit(code, fmt.Errorf("cannot write the id: %q exists already, maybe of another run", f.cidfile))
 		}
 	}
 	if f.pull == "always" {
 		if err := a.pullFor(cmd.Context(), c, f, cfg.Image); err != nil {
-			return "", failure.Exit(125, err)
+			return "", failure.Exit(code, err)
 		}
 	}
 	made, err := c.ContainerCreate(cmd.Context(), f.name, f.platform, cfg, host, net)
@@ -102,14 +103,14 @@ func (a *app) create(cmd *cobra.Command, c *client.Client, f *runFlags, args []s
 		if client.IsNotFound(err) && f.pull == "never" {
 			err = failure.Hint(err, "leave out --pull never to fetch it from its registry, or bring it with `proa load -i FILE`; `proa images` lists what is here")
 		}
-		return "", failure.Exit(125, err)
+		return "", failure.Exit(code, err)
 	}
 	for _, w := range made.Warnings {
 		fmt.Fprintln(a.err, "warning:", w)
 	}
 	if f.cidfile != "" {
 		if err := os.WriteFile(f.cidfile, []byte(made.ID), 0o644); err != nil {
-			return "", failure.Exit(125, fmt.Errorf("cannot write the id: %w", err))
+			return "", failure.Exit(code, fmt.Errorf("cannot write the id: %w", err))
 		}
 	}
 	return made.ID, nil
@@ -151,7 +152,7 @@ func (a *app) run(cmd *cobra.Command, c *client.Client, f *runFlags, args []stri
 	if f.tty && f.interactive && !detach && !isTerminal(a.in) {
 		return failure.Exit(125, failure.Hint(errors.New("cannot give a terminal: standard input is not one"), "leave out -t"))
 	}
-	id, err := a.create(cmd, c, f, args)
+	id, err := a.create(cmd, c, f, args, 125)
 	if err != nil {
 		return err
 	}

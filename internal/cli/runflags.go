@@ -156,7 +156,7 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 	}
 	host := &container.HostConfig{
 		AutoRemove: f.rm, ReadonlyRootfs: f.readOnly, Privileged: f.privileged, PublishAllPorts: f.publishAll,
-		CapAdd: f.capAdd, CapDrop: f.capDrop, GroupAdd: f.groupAdd, ExtraHosts: f.addHost, DNSSearch: f.dnsSearch, DNSOptions: f.dnsOption,
+		GroupAdd: f.groupAdd, ExtraHosts: f.addHost, DNSSearch: f.dnsSearch, DNSOptions: f.dnsOption,
 		VolumesFrom: f.volumesFrom, VolumeDriver: f.volumeDriver, OomScoreAdj: f.oomScoreAdj,
 		NetworkMode: container.NetworkMode(f.network), PidMode: container.PidMode(f.pid), IpcMode: container.IpcMode(f.ipc),
 		UTSMode: container.UTSMode(f.uts), UsernsMode: container.UsernsMode(f.userns), CgroupnsMode: container.CgroupnsMode(f.cgroupns),
@@ -167,6 +167,26 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 			CpusetCpus: f.cpusetCpus, CpusetMems: f.cpusetMems, CgroupParent: f.cgroupParent,
 		},
 	}
+	host.CapAdd, host.CapDrop = capabilities(f.capAdd), capabilities(f.capDrop)
+	for i, stream := range f.attach {
+		f.attach[i] = strings.ToLower(stream)
+		if !slices.Contains([]string{"stdin", "stdout", "stderr"}, f.attach[i]) {
+			return fail(fmt.Errorf("cannot read --attach %q: it must be stdin, stdout or stderr", stream))
+		}
+	}
+	if f.rm && f.restart != "" && f.restart != "no" {
+		return fail(errors.New("conflicting options: cannot specify both --restart and --rm"))
+	}
+	for i, x := range f.addHost {
+		name, addr, ok := strings.Cut(x, "=")
+		if !ok {
+			name, addr, ok = strings.Cut(x, ":")
+		}
+		if !ok || name == "" {
+			return fail(fmt.Errorf("bad format for add-host: %q: it must be NAME:IP", x))
+		}
+		f.addHost[i] = name + ":" + strings.Trim(addr, "[]")
+	}
 	if f.vm {
 		if f.isolation != "" && f.isolation != "vm" {
 			return fail(fmt.Errorf("cannot use --vm together with --isolation %s", f.isolation))
@@ -176,7 +196,7 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 	if s.Changed("entrypoint") {
 		cfg.Entrypoint = []string{f.entrypoint}
 	}
-	if f.stopTimeout >= 0 {
+	if s.Changed("stop-timeout") {
 		cfg.StopTimeout = &f.stopTimeout
 	}
 	if f.init {
@@ -196,7 +216,10 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 		cfg.Env = append(cfg.Env, env...)
 	}
 	for _, e := range f.env {
-		cfg.Env = append(cfg.Env, expandEnv(e)...)
+		if strings.HasPrefix(e, "=") || e == "" {
+			return fail(fmt.Errorf("invalid environment variable: %s", e))
+		}
+		cfg.Env = append(cfg.Env, ownEnv(e))
 	}
 	var err error
 	if cfg.Labels, err = f.labels(); err != nil {
@@ -208,7 +231,7 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 	if host.Sysctls, err = keyValues("--sysctl", f.sysctl, false); err != nil {
 		return fail(err)
 	}
-	if host.LogConfig.Config, err = keyValues("--log-opt", f.logOpt, false); err != nil {
+	if host.LogConfig.Config, err = keyValues("--log-opt", f.logOpt, true); err != nil {
 		return fail(err)
 	}
 	for _, b := range []struct {
@@ -228,7 +251,7 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 	}
 	if f.cpus != "" {
 		n, err := strconv.ParseFloat(f.cpus, 64)
-		if err != nil || n <= 0 || n > 1<<20 {
+		if err != nil || n < 0 || n > 1<<20 {
 			return fail(fmt.Errorf("cannot read --cpus %q: it must be a positive number such as 1.5", f.cpus))
 		}
 		host.NanoCPUs = int64(math.Round(n * 1e9))
@@ -240,6 +263,9 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 		if !strings.Contains(v, ":") {
 			cfg.Volumes[v] = struct{}{}
 			continue
+		}
+		if parts := strings.Split(v, ":"); len(parts) > 3 || slices.Contains(parts, "") {
+			return fail(fmt.Errorf("cannot read -v %q: it must be [SOURCE:]TARGET[:OPTIONS]", v))
 		}
 		src, rest, _ := strings.Cut(v, ":")
 		if strings.HasPrefix(src, ".") || strings.HasPrefix(src, "~") {
@@ -296,6 +322,9 @@ func (f *runFlags) parse(s *pflag.FlagSet, args []string) (*container.Config, *c
 		host.Devices = append(host.Devices, m)
 	}
 	for _, o := range f.securityOpt {
+		if !strings.ContainsAny(o, "=:") && o != "no-new-privileges" && o != "writable-cgroups" {
+			return fail(fmt.Errorf("invalid --security-opt: %q", o))
+		}
 		if file, ok := strings.CutPrefix(o, "seccomp="); ok && file != "unconfined" && file != "builtin" {
 			b, err := os.ReadFile(file)
 			if err != nil {
@@ -492,7 +521,7 @@ func (f *runFlags) ports(cfg *container.Config, host *container.HostConfig) erro
 			b := network.PortBinding{HostIP: ip}
 			if choose != "" {
 				b.HostPort = choose
-			} else if from != 0 {
+			} else if from != 0 || len(parts) == 2 && parts[0] != "" {
 				b.HostPort = strconv.Itoa(int(from + i))
 			}
 			cfg.ExposedPorts[port] = struct{}{}
@@ -519,8 +548,6 @@ func parseRestart(s string) (container.RestartPolicy, error) {
 			}
 			p.MaximumRetryCount = n
 		}
-	default:
-		return p, fmt.Errorf("cannot read --restart %q: it must be no, on-failure[:N], always or unless-stopped", s)
 	}
 	return p, nil
 }
@@ -584,9 +611,6 @@ func parseMount(s string) (mount.Mount, error) {
 			return m, fmt.Errorf("cannot read --mount %q: value of %q: %w", s, k, err)
 		}
 	}
-	if m.Target == "" {
-		return m, fmt.Errorf("cannot read --mount %q: target is missing", s)
-	}
 	return m, nil
 }
 
@@ -609,6 +633,33 @@ func tmpfsOptions(m *mount.Mount) *mount.TmpfsOptions {
 		m.TmpfsOptions = &mount.TmpfsOptions{}
 	}
 	return m.TmpfsOptions
+}
+
+// capabilities gives the names of capabilities as docker's command line sends
+// them: in upper case, with CAP_, sorted, each once.
+func capabilities(names []string) []string {
+	var out []string
+	for _, n := range names {
+		n = strings.ToUpper(strings.TrimSpace(n))
+		if n == "ALL" {
+			return []string{n}
+		}
+		if n != "RESET" && !strings.HasPrefix(n, "CAP_") {
+			n = "CAP_" + n
+		}
+		out = append(out, n)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// ownEnv gives a bare NAME this environment's value. Where there is none the
+// engine gets the bare name, which removes a variable of the image.
+func ownEnv(e string) string {
+	if got := expandEnv(e); len(got) == 1 {
+		return got[0]
+	}
+	return e
 }
 
 // expandEnv gives NAME=VALUE as it is; a bare NAME takes this environment's

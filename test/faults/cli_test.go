@@ -15,6 +15,7 @@ func TestFaultsOfCommandLine(t *testing.T) {
 	e := proatest.New(t)
 	e.ImportBusybox("bb:1")
 	t.Run("D37SameAsDocker", func(t *testing.T) { testSameAsDocker(t, e) })
+	t.Run("D37SameContainer", func(t *testing.T) { testSameContainer(t, e) })
 	t.Run("D37RunFlags", func(t *testing.T) { testRunFlags(t, e) })
 	t.Run("D37Refused", func(t *testing.T) { testRefusedFlags(t, e) })
 	t.Run("D37Build", func(t *testing.T) { testBuildFlags(t, e) })
