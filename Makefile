@@ -4,7 +4,9 @@
 GO      ?= go
 # A version of three numbers always (semver.org): clients read the engine's.
 VERSION ?= $(shell { git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || echo 0.0.0-dev+$$(git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown); } | sed 's/^v//')
-LDFLAGS  = -s -w -X proa/internal/version.Version=$(VERSION)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+BUILT   ?= $(shell git log -1 --format=%cI 2>/dev/null || echo 0001-01-01T00:00:00Z)
+LDFLAGS  = -s -w -X proa/internal/version.Version=$(VERSION) -X proa/internal/version.Commit=$(COMMIT) -X proa/internal/version.Built=$(BUILT)
 
 .PHONY: build setup test test-long demo bench vet clean
 

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +14,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/moby/moby/api/types/container"
 
+	"proa/internal/api/versions"
 	"proa/internal/engine"
 	"proa/internal/failure"
 	"proa/internal/filters"
@@ -24,22 +23,23 @@ import (
 var noDeadline time.Time
 
 func (s *Server) containerCreate(c *call) error {
-	var body container.CreateRequest
+	var body createBody
 	if err := c.decode(&body, false); err != nil {
 		return err
 	}
 	if body.Config == nil {
 		return bad("cannot create a container: the request has no configuration")
 	}
-	if n := body.NetworkingConfig; n != nil && len(n.EndpointsConfig) > 1 && c.version < 44 {
-		return bad("Container cannot be connected to network endpoints: %s", strings.Join(slices.Sorted(maps.Keys(n.EndpointsConfig)), ", "))
+	warnings, err := body.newest(c.version)
+	if err != nil {
+		return err
 	}
 	name := c.query("name")
 	if name != "/" { // which is no name, as Docker says
 		name = strings.TrimPrefix(name, "/")
 	}
-	r := engine.CreateRequest{Name: name, Config: body.Config, Host: body.HostConfig, Networking: body.NetworkingConfig}
-	if p := c.query("platform"); p != "" {
+	r := engine.CreateRequest{Name: name, Config: body.Config, Host: body.CreateRequest.HostConfig, Networking: body.NetworkingConfig}
+	if p := c.query("platform"); p != "" && c.version >= 41 {
 		parsed, err := platforms.Parse(p)
 		if err != nil {
 			return fmt.Errorf("cannot read platform %w: %w", err, errdefs.ErrInvalidArgument)
@@ -50,10 +50,7 @@ func (s *Server) containerCreate(c *call) error {
 	if err != nil {
 		return err
 	}
-	if made.Warnings == nil {
-		made.Warnings = []string{}
-	}
-	return c.reply(http.StatusCreated, container.CreateResponse{ID: made.ID, Warnings: made.Warnings})
+	return c.reply(http.StatusCreated, container.CreateResponse{ID: made.ID, Warnings: nonNil(append(made.Warnings, warnings...))})
 }
 
 func (s *Server) containerList(c *call) error {
@@ -101,7 +98,11 @@ func (s *Server) containerInspect(c *call) error {
 		}
 		out.SizeRw, out.SizeRootFs = &sz.RW, &sz.RootFS
 	}
-	return c.reply(http.StatusOK, out)
+	wanted := map[string]any{}
+	if ep := ct.Networking[networkName(ct)]; ep != nil && len(ep.MacAddress) > 0 {
+		wanted["MacAddress"] = ep.MacAddress.String()
+	}
+	return c.reply(http.StatusOK, versions.With{Newest: out, Old: wanted})
 }
 
 func (s *Server) strategy() string {
@@ -200,10 +201,7 @@ func (s *Server) containerUpdate(c *call) error {
 	if err != nil {
 		return err
 	}
-	if warnings == nil {
-		warnings = []string{}
-	}
-	return c.reply(http.StatusOK, container.UpdateResponse{Warnings: warnings})
+	return c.reply(http.StatusOK, container.UpdateResponse{Warnings: warnings}) // null without any, as Docker's
 }
 
 func (s *Server) containerPrune(c *call) error {
@@ -443,6 +441,9 @@ func (s *Server) execInspect(c *call) error {
 	}
 	r := ex.Request
 	p := &container.ExecProcessConfig{Tty: r.Tty, User: r.User, Privileged: &r.Privileged}
+	if ct, err := s.Engine.Get(c.Context(), ex.ContainerID); err == nil && p.User == "" {
+		p.User = ct.Config.User
+	}
 	if len(r.Cmd) > 0 {
 		p.Entrypoint, p.Arguments = r.Cmd[0], r.Cmd[1:]
 	}

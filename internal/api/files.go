@@ -196,9 +196,10 @@ func readStat(r io.Reader) (st rootfs.Stat, err error) {
 	return st, err
 }
 
-// readChanges reads the answer to rootfs.OpChanges.
+// readChanges reads the answer to rootfs.OpChanges: nil without any, which is
+// null in JSON, as in Docker's answer.
 func readChanges(r io.Reader) ([]container.FilesystemChange, error) {
-	out := []container.FilesystemChange{}
+	var out []container.FilesystemChange
 	for d := json.NewDecoder(&atMost{bufio.NewReader(r), maxChangesText}); ; {
 		var one rootfs.Change
 		err := d.Decode(&one)

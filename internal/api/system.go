@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -14,9 +15,11 @@ import (
 	"github.com/moby/moby/api/types/container"
 	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
 	volumetypes "github.com/moby/moby/api/types/volume"
 
+	"proa/internal/api/versions"
 	"proa/internal/engine"
 	"proa/internal/filters"
 	"proa/internal/isolation"
@@ -46,10 +49,12 @@ func (s *Server) version(c *call) error {
 	details := map[string]string{
 		"ApiVersion": MaxVersion, "MinAPIVersion": MinVersion, "Os": runtime.GOOS, "Arch": runtime.GOARCH,
 		"GoVersion": runtime.Version(), "KernelVersion": s.Host.KernelVersion,
+		"GitCommit": version.Commit, "BuildTime": version.Built, "Experimental": "false",
 	}
 	return c.reply(http.StatusOK, system.VersionResponse{
 		Platform: system.PlatformInfo{Name: "Proa"}, Version: serverVersion(), APIVersion: MaxVersion, MinAPIVersion: MinVersion,
 		Os: runtime.GOOS, Arch: runtime.GOARCH, GoVersion: runtime.Version(), KernelVersion: s.Host.KernelVersion,
+		GitCommit: version.Commit, BuildTime: version.Built,
 		Components: []system.ComponentVersion{{Name: "Engine", Version: serverVersion(), Details: details}},
 	})
 }
@@ -81,10 +86,29 @@ func (s *Server) info(c *call) error {
 		out.DriverStatus = append(out.DriverStatus, [2]string{"Because", why})
 	}
 	out.Swarm.LocalNodeState = "inactive"
+	out.IndexServerAddress, out.RegistryConfig = hubAddress, registryConfig()
 	if s.Host.Warnings != nil {
 		out.Warnings = s.Host.Warnings(c.Context())
 	}
-	return c.reply(http.StatusOK, out)
+	var names []string
+	for _, o := range security {
+		name, _, _ := strings.Cut(strings.TrimPrefix(o, "name="), ",")
+		names = append(names, name)
+	}
+	return c.reply(http.StatusOK, versions.With{Newest: out, Old: map[string]any{"SecurityNames": names}})
+}
+
+// hubAddress is Docker Hub's, which clients look credentials up by.
+const hubAddress = "https://index.docker.io/v1/"
+
+// registryConfig is that of a Docker whose registries are not configured: what
+// proad's own rules are is in no shape that Docker's clients know.
+func registryConfig() *registry.ServiceConfig {
+	return &registry.ServiceConfig{
+		InsecureRegistryCIDRs: []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.0/8")},
+		IndexConfigs:          map[string]*registry.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true}},
+		Mirrors:               []string{},
+	}
 }
 
 // machine is uname's word for the architecture.
@@ -288,11 +312,19 @@ func (s *Server) networkList(c *call) error {
 	if err != nil {
 		return err
 	}
-	out := []network.Summary{}
+	out := []any{}
 	for _, n := range s.networks() {
-		if networkMatches(&n.Network, f) {
-			out = append(out, network.Summary{Network: n.Network})
+		if !networkMatches(&n.Network, f) {
+			continue
 		}
+		if c.version >= 28 {
+			out = append(out, network.Summary{Network: n.Network})
+			continue
+		}
+		if err := s.fillNetwork(c.Context(), &n); err != nil {
+			return err
+		}
+		out = append(out, n) // the list had what inspect has
 	}
 	return c.reply(http.StatusOK, out)
 }
@@ -317,27 +349,35 @@ func (s *Server) networkInspect(c *call) error {
 		if !ok || n.Name != name || scope != "" && scope != n.Scope {
 			continue
 		}
-		list, err := s.Engine.List(c.Context(), engine.ListOptions{})
-		if err != nil {
+		if err := s.fillNetwork(c.Context(), &n); err != nil {
 			return err
-		}
-		for _, ct := range list {
-			ep := ct.Endpoint[name]
-			if ep == nil {
-				continue
-			}
-			r := network.EndpointResource{Name: ct.Name, EndpointID: ep.EndpointID, MacAddress: ep.MacAddress}
-			if ep.IPAddress.IsValid() {
-				r.IPv4Address = netip.PrefixFrom(ep.IPAddress, ep.IPPrefixLen)
-			}
-			if ep.GlobalIPv6Address.IsValid() {
-				r.IPv6Address = netip.PrefixFrom(ep.GlobalIPv6Address, ep.GlobalIPv6PrefixLen)
-			}
-			n.Containers[ct.ID] = r
 		}
 		return c.reply(http.StatusOK, n)
 	}
 	return fmt.Errorf("network %s not found: %w", c.PathValue("name"), errdefs.ErrNotFound)
+}
+
+// fillNetwork lists the running containers on a network.
+func (s *Server) fillNetwork(ctx context.Context, n *network.Inspect) error {
+	list, err := s.Engine.List(ctx, engine.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, ct := range list {
+		ep := ct.Endpoint[n.Name]
+		if ep == nil {
+			continue
+		}
+		r := network.EndpointResource{Name: ct.Name, EndpointID: ep.EndpointID, MacAddress: ep.MacAddress}
+		if ep.IPAddress.IsValid() {
+			r.IPv4Address = netip.PrefixFrom(ep.IPAddress, ep.IPPrefixLen)
+		}
+		if ep.GlobalIPv6Address.IsValid() {
+			r.IPv6Address = netip.PrefixFrom(ep.GlobalIPv6Address, ep.GlobalIPv6PrefixLen)
+		}
+		n.Containers[ct.ID] = r
+	}
+	return nil
 }
 
 // networkRemove refuses to remove the three networks that there are.

@@ -13,14 +13,10 @@ import (
 )
 
 func volumeShape(v *volume.Volume) volumetypes.Volume {
-	out := volumetypes.Volume{
+	return volumetypes.Volume{
 		Name: v.Name, Driver: v.Driver, Mountpoint: v.Mountpoint, Labels: v.Labels, Options: v.Options, Scope: "local",
 		CreatedAt: v.Created.UTC().Format(time.RFC3339),
 	}
-	if out.Labels == nil {
-		out.Labels = map[string]string{}
-	}
-	return out
 }
 
 func (s *Server) volumeCreate(c *call) error {
@@ -56,7 +52,7 @@ func (s *Server) volumeList(c *call) error {
 	if err != nil {
 		return err
 	}
-	out := volumetypes.ListResponse{Volumes: []volumetypes.Volume{}, Warnings: []string{}}
+	out := volumetypes.ListResponse{Volumes: []volumetypes.Volume{}}
 	for _, v := range all {
 		if f.Has("dangling") && dangling != (len(users[v.Name]) == 0) {
 			continue

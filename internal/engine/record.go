@@ -85,7 +85,7 @@ func (r *record) snapshot(l *live) *Container {
 	}
 	c.Health, c.LogPath = r.Health, l.logPath
 	for id, x := range l.execs {
-		if x.running {
+		if x.running || !x.started {
 			c.ExecIDs = append(c.ExecIDs, id)
 		}
 	}

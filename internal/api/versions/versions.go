@@ -64,7 +64,8 @@ type Row struct {
 	// field, or "@name" for a value of With; where it leads nowhere, Value counts.
 	Value, From string
 	// When bounds the row to objects of which a field has one of some values:
-	// "Type=container,image".
+	// "Type=container,image". A list of one string counts as that, what is empty
+	// as "".
 	When   string
 	Source string
 }
@@ -216,7 +217,12 @@ func (r *rule) apply(doc any, path []string, old map[string]any) {
 	}
 	if r.When != "" {
 		name, values, _ := strings.Cut(r.When, "=")
-		if is, _ := m[name].(string); !slices.Contains(strings.Split(values, ","), is) {
+		is := m[name]
+		if l, ok := is.([]any); ok && len(l) == 1 {
+			is = l[0]
+		}
+		text, ok := is.(string)
+		if !ok && !empty(is) || !slices.Contains(strings.Split(values, ","), text) {
 			return
 		}
 	}
