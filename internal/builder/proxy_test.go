@@ -25,7 +25,7 @@ func open(t *testing.T, binary string) *Builders {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: a builder has a control group")
 	}
-	dir, err := os.MkdirTemp("", "proa-")
+	dir, err := os.MkdirTemp("/tmp", "proa-") // sockets have short paths, $TMPDIR may not
 	if err != nil {
 		t.Fatal(err)
 	}

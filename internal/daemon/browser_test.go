@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"testing"
 )
@@ -50,7 +51,12 @@ func TestBrowsersAreKeptOut(t *testing.T) {
 		}
 	}
 
-	path := filepath.Join(t.TempDir(), "s")
+	dir, err := os.MkdirTemp("/tmp", "proa-") // a socket's path is short, $TMPDIR may not be
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)

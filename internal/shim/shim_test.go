@@ -422,7 +422,7 @@ func TestExec(t *testing.T) {
 
 	// Its conversation may end; the process goes on.
 	mark := filepath.Join(h.spec.Dir, "mark")
-	ex, err = s.Exec(ctx, "e2", &isolation.Process{Args: []string{"/bin/sh", "-c", "sleep 0.3; echo x; echo y > " + mark + "; exit 3"}}, shim.Streams{Stdout: true})
+	ex, err = s.Exec(ctx, "e2", &isolation.Process{Args: []string{"/bin/sh", "-c", "sleep 0.3; echo x; echo y > \"$0\"; exit 3", mark}}, shim.Streams{Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
