@@ -134,7 +134,9 @@ func testPidsLimit(t *testing.T, s *sides) {
 func testInspectOfCreated(t *testing.T, s *sides) {
 	s.made(t, "wanted", endpoints(`"bridge":{"MacAddress":"02:42:ac:11:00:0a","IPAMConfig":{"IPv4Address":"172.17.0.77"}}`))
 	s.same(t, "wanted", "NetworkSettings.Networks.bridge.IPAMConfig", "NetworkSettings.SandboxID", "NetworkSettings.SandboxKey", "NetworkSettings.Ports")
-	// The address that was asked for stays with the endpoint (API 1.44).
+	// The address that was asked for stays with the endpoint (API 1.44; before, it was not read there).
+	request(t, s.proa.Socket, "DELETE", "/v1.44/containers/wanted", "")
+	request(t, s.proa.Socket, "POST", "/v1.44/containers/create?name=wanted", endpoints(`"bridge":{"MacAddress":"02:42:ac:11:00:0a"}`))
 	p := request(t, s.proa.Socket, "GET", "/v1.44/containers/wanted/json", "")
 	if got := field(t, p, "NetworkSettings.Networks.bridge.MacAddress"); got != `"02:42:ac:11:00:0a"` {
 		t.Errorf("MacAddress of a created one: %s", got)

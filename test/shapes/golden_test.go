@@ -191,6 +191,6 @@ func (s *side) shape(t *testing.T, minor int, method, path, body string) shape {
 		t.Errorf("%s: %s %s: %v", s.name, method, path, err)
 		return shape{}
 	}
-	out["status"] = map[string]bool{fmt.Sprint(status): true}
+	out["HTTP status"] = map[string]bool{fmt.Sprint(status): true}
 	return out
 }

@@ -25,3 +25,31 @@ var onPurpose = []reason{
 	{"GET /networks", "*.IPAM.Config.*.Gateway", "the bridge's gateway is known before the first container, as in Docker since 27"},
 	{"GET /networks/bridge", "IPAM.Config.*.Gateway", "the bridge's gateway is known before the first container, as in Docker since 27"},
 }
+
+// notPublished are keys that Docker's descriptions say otherwise of than its
+// engine does, or that Proa has besides.
+var notPublished = []reason{
+	{"/events", "status", "sent until 1.51 without being described (changelog of 1.52)"},
+	{"/events", "id", "sent until 1.51 without being described (changelog of 1.52)"},
+	{"/events", "from", "sent until 1.51 without being described (changelog of 1.52)"},
+	{"/containers/json", "*.Proa...", "what Docker has no place for: the isolation"},
+	{"/containers/{id}/json", "Proa...", "what Docker has no place for: the isolation"},
+	{"/system/df", "Volumes.*.Status", "absent unless it is set, in Docker too"},
+	{"/system/df", "Volumes.*.ClusterVolume", "absent unless it is set, in Docker too"},
+	{"/system/df", "BuildCache.*", "absent unless it is set, in Docker too"},
+	{"/system/df", "Images.*.Manifests", "absent unless it is set, in Docker too"},
+	{"/system/df", "Containers.*.HostConfig.Annotations", "absent unless it is set, in Docker too"},
+	{"/system/df", "Images.*.Descriptor....", "absent unless it is set, in Docker too"},
+	{"/system/df", "Containers.*.ImageManifestDescriptor...", "absent unless it is set, in Docker too"},
+	{"/info", "KernelMemoryTCP", "absent unless it is set, in Docker too"},
+	{"/info", "RegistryConfig.AllowNondistributableArtifactsHostnames.*", "absent unless it is set, in Docker too"},
+	{"/info", "RegistryConfig.AllowNondistributableArtifactsCIDRs.*", "absent unless it is set, in Docker too"},
+	{"/containers/{id}/json", "HostConfig.KernelMemoryTCP", "absent unless it is set, in Docker too"},
+	{"/containers/{id}/json", "Config.MacAddress", "absent unless it is set, in Docker too"},
+	{"/images/{name}/json", "Config.StopTimeout", "absent unless it is set, in Docker too"},
+	{"/images/{name}/json", "Config.NetworkDisabled", "absent unless it is set, in Docker too"},
+	{"/images/{name}/json", "Config.MacAddress", "absent unless it is set, in Docker too"},
+	{"/images/{name}/json", "ContainerConfig....", "absent unless it is set, in Docker too"},
+	{"/networks", "*.Containers", "described until 1.47, but no Docker since 17.05 (1.28) fills it in lists"},
+	{"/networks", "*.Containers.*", "described until 1.47, but no Docker since 17.05 (1.28) fills it in lists"},
+}
