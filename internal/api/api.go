@@ -28,6 +28,7 @@ import (
 	"proa/internal/api/versions"
 	"proa/internal/builder"
 	"proa/internal/engine"
+	"proa/internal/event"
 	"proa/internal/failure"
 	"proa/internal/filters"
 	"proa/internal/image"
@@ -93,8 +94,8 @@ type Rooms struct {
 	Builders   *builder.Builders
 	Host       Host
 	Log        *slog.Logger
-	// Publish tells the world about an event of images or volumes.
-	Publish func(kind, action, id string, attributes map[string]string)
+	// Publish publishes an event that is not the engine's or a store's.
+	Publish func(event.Event)
 }
 
 // Server answers requests. It is an http.Handler.

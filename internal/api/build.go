@@ -3,10 +3,12 @@ package api
 import (
 	"context"
 	"net/http"
+	"strconv"
 
 	"github.com/moby/moby/api/types/build"
 
 	"proa/internal/builder"
+	"proa/internal/event"
 	"proa/internal/filters"
 )
 
@@ -32,7 +34,7 @@ func (s *Server) buildPrune(c *call) error {
 			return err
 		}
 	}
-	s.Publish("builder", "prune", "", map[string]string{})
+	s.Publish(event.BuilderPrune.Of("", nil, strconv.FormatUint(gone.SpaceReclaimed, 10)))
 	return c.reply(http.StatusOK, build.CachePruneReport{CachesDeleted: gone.CachesDeleted, SpaceReclaimed: gone.SpaceReclaimed})
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"proa/internal/engine"
+	"proa/internal/event"
 	"proa/internal/image"
 	"proa/internal/rootfs"
 	"proa/internal/sys"
@@ -235,8 +236,9 @@ func (s *Server) containerCommit(c *call) error {
 	if err != nil {
 		return err
 	}
+	s.imageEvent(c.Context(), event.ImageCreate, img.ID.String(), "")
 	if o.Name != "" {
-		s.Publish("image", "tag", img.ID.String(), map[string]string{"name": o.Name})
+		s.imageEvent(c.Context(), event.ImageTag, img.ID.String(), image.FamiliarTag(o.Name))
 	}
 	return c.reply(http.StatusCreated, container.CommitResponse{ID: img.ID.String()})
 }

@@ -8,12 +8,14 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
 
+	"proa/internal/event"
 	"proa/internal/failure"
 	"proa/internal/filters"
 	"proa/internal/image"
@@ -112,7 +114,7 @@ func (s *Server) imageLoad(c *call) error {
 			line = "Loaded image ID: " + n + "\n"
 		}
 		m.send(streamMessage{Stream: line})
-		s.Publish("image", "load", n, map[string]string{"name": n})
+		s.imageEvent(c.Context(), event.ImageLoad, n, "")
 	}
 	return nil
 }
@@ -136,7 +138,10 @@ func (s *Server) imageCreate(c *call) error {
 	}
 	m := &messages{c: c}
 	m.send(streamMessage{Status: img.ID.String()})
-	s.Publish("image", "import", img.ID.String(), map[string]string{"name": ref})
+	if ref != "" {
+		s.imageEvent(c.Context(), event.ImageTag, img.ID.String(), image.FamiliarTag(ref))
+	}
+	s.imageEvent(c.Context(), event.ImageImport, img.ID.String(), "")
 	return nil
 }
 
@@ -161,6 +166,9 @@ func (s *Server) save(c *call, refs []string) error {
 		// The archive is cut: the client must not take it for a whole one.
 		s.Log.Error("cannot save", "images", refs, "error", err)
 		panic(http.ErrAbortHandler)
+	}
+	for _, r := range refs {
+		s.imageEvent(c.Context(), event.ImageSave, r, "")
 	}
 	return nil
 }
@@ -298,24 +306,31 @@ func (s *Server) imageTag(c *call, ref string) error {
 	if err := s.Images.Tag(c.Context(), ref, target); err != nil {
 		return err
 	}
-	if img, err := s.Images.Get(c.Context(), target); err == nil {
-		s.Publish("image", "tag", img.ID.String(), map[string]string{"name": target})
-	}
+	s.imageEvent(c.Context(), event.ImageTag, target, image.FamiliarTag(target))
 	c.started = true
 	c.WriteHeader(http.StatusCreated)
 	return nil
 }
 
 func (s *Server) imageRemove(c *call) error {
+	before, err := s.Images.List(c.Context())
+	if err != nil {
+		return err
+	}
 	gone, err := s.Images.Remove(c.Context(), c.PathValue("name"), c.flag("force"), !c.flag("noprune"))
 	if err != nil {
 		return err
 	}
-	return c.reply(http.StatusOK, s.removed(gone))
+	s.removalEvents(gone, before)
+	return c.reply(http.StatusOK, removed(gone))
 }
 
 func (s *Server) imagePrune(c *call) error {
 	f, err := c.filters(&filters.ImagePrune)
+	if err != nil {
+		return err
+	}
+	before, err := s.Images.List(c.Context())
 	if err != nil {
 		return err
 	}
@@ -324,19 +339,15 @@ func (s *Server) imagePrune(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.reply(http.StatusOK, imagetypes.PruneReport{ImagesDeleted: s.removed(gone), SpaceReclaimed: uint64(bytes)})
+	s.removalEvents(gone, before)
+	s.Publish(event.ImagePrune.Of("", nil, strconv.FormatInt(bytes, 10)))
+	return c.reply(http.StatusOK, imagetypes.PruneReport{ImagesDeleted: removed(gone), SpaceReclaimed: uint64(bytes)})
 }
 
-func (s *Server) removed(gone []image.Removed) []imagetypes.DeleteResponse {
+func removed(gone []image.Removed) []imagetypes.DeleteResponse {
 	out := make([]imagetypes.DeleteResponse, 0, len(gone))
 	for _, g := range gone {
 		out = append(out, imagetypes.DeleteResponse{Untagged: g.Untagged, Deleted: g.Deleted})
-		switch {
-		case g.Untagged != "":
-			s.Publish("image", "untag", g.Untagged, map[string]string{"name": g.Untagged})
-		case g.Deleted != "":
-			s.Publish("image", "delete", g.Deleted, map[string]string{"name": g.Deleted})
-		}
 	}
 	return out
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"proa/internal/event"
 	"proa/internal/image"
 	"proa/internal/image/remote"
 )
@@ -151,7 +152,7 @@ func (s *Server) pullOne(ctx context.Context, m *messages, ref, platform string,
 	} else {
 		m.send(step{Status: "Status: Downloaded newer image for " + r.Name})
 	}
-	s.Publish("image", "pull", r.Name, map[string]string{"name": reference.FamiliarName(named)})
+	s.transferEvent(ctx, event.ImagePull, r.Name, named)
 	return nil
 }
 
@@ -195,7 +196,7 @@ func (s *Server) imagePush(c *call, name string) error {
 		if r.Part {
 			m.send(step{Aux: auxprogress.ManifestPushedInsteadOfIndex{ManifestPushedInsteadOfIndex: true, OriginalIndex: r.Index, SelectedManifest: r.Target}})
 		}
-		s.Publish("image", "push", r.Name, map[string]string{"name": reference.FamiliarName(named)})
+		s.transferEvent(c.Context(), event.ImagePush, r.Name, named)
 	}
 	return nil
 }

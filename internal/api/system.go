@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/registry"
@@ -21,6 +22,7 @@ import (
 
 	"proa/internal/api/versions"
 	"proa/internal/engine"
+	"proa/internal/event"
 	"proa/internal/filters"
 	"proa/internal/isolation"
 	proanet "proa/internal/network"
@@ -146,13 +148,26 @@ func (s *Server) events(c *call) error {
 	c.Header().Set("Content-Type", "application/json")
 	c.WriteHeader(http.StatusOK)
 	c.flush()
-	for m := range ch {
+	for ev := range ch {
+		if c.version < ev.Since {
+			continue // its clients do not know it
+		}
+		m := eventMessage(ev)
 		if err := c.encode(m); err != nil {
 			return err
 		}
 		c.flush()
 	}
 	return nil
+}
+
+// eventMessage is an event in Docker's shape. This engine is one node, so
+// every event's scope is local.
+func eventMessage(ev event.Event) events.Message {
+	return events.Message{
+		Type: events.Type(ev.Type), Action: events.Action(ev.Action), Actor: events.Actor{ID: ev.ID, Attributes: ev.Attributes},
+		Scope: engine.Scope, Time: ev.Time.Unix(), TimeNano: ev.Time.UnixNano(),
+	}
 }
 
 func (s *Server) doctor(c *call) error {
@@ -393,5 +408,6 @@ func (s *Server) networkPrune(c *call) error {
 	if _, err := c.filters(&filters.NetworkPrune); err != nil {
 		return err
 	}
+	s.Publish(event.NetworkPrune.Of("", nil, "0"))
 	return c.reply(http.StatusOK, network.PruneReport{})
 }

@@ -31,7 +31,6 @@ func (s *Server) volumeCreate(c *call) error {
 	if err != nil {
 		return err
 	}
-	s.Publish("volume", "create", v.Name, map[string]string{"driver": v.Driver})
 	return c.reply(http.StatusCreated, volumeShape(v))
 }
 
@@ -82,7 +81,6 @@ func (s *Server) volumeRemove(c *call) error {
 	if err := s.Volumes.Remove(c.Context(), name, c.flag("force")); err != nil {
 		return err
 	}
-	s.Publish("volume", "destroy", name, map[string]string{"driver": "local"})
 	return c.noContent()
 }
 
@@ -97,9 +95,6 @@ func (s *Server) volumePrune(c *call) error {
 	gone, bytes, err := s.Volumes.Prune(c.Context(), f)
 	if err != nil {
 		return err
-	}
-	for _, name := range gone {
-		s.Publish("volume", "destroy", name, map[string]string{"driver": "local"})
 	}
 	return c.reply(http.StatusOK, volumetypes.PruneReport{VolumesDeleted: nonNil(gone), SpaceReclaimed: uint64(bytes)})
 }

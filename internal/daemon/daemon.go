@@ -50,8 +50,6 @@ const (
 	idleLimit   = 2 * time.Minute
 	// stopLimit is how long requests may take to end when the engine stops.
 	stopLimit = 5 * time.Second
-	// eventsKept is how many past events can be asked for.
-	eventsKept = 1024
 	// heapRate trades some CPU for memory: the engine is idle nearly always.
 	heapRate = 50
 )
@@ -154,7 +152,7 @@ func (h *house) open(ctx context.Context) (err error) {
 		return err
 	}
 	h.closing(h.db.Close)
-	h.events = event.New(eventsKept)
+	h.events = event.New(event.Kept)
 
 	var eng atomic.Pointer[engine.Engine]
 	most, err := h.cfg.maxLayer()
@@ -163,7 +161,7 @@ func (h *house) open(ctx context.Context) (err error) {
 	}
 	h.registries = remote.New(remote.Config{CertsDir: h.cfg.CertsDir})
 	h.images, err = image.Open(ctx, image.Config{
-		Registries: h.registries, MaxLayerBytes: most,
+		Registries: h.registries, MaxLayerBytes: most, Events: h.events,
 		Root: filepath.Join(data, "image"), Mounts: filepath.Join(run, "image"), Strategy: h.cfg.StorageStrategy, DB: h.db,
 		Running: func(holder string) bool {
 			id, ours := strings.CutPrefix(holder, "container/")
@@ -179,6 +177,7 @@ func (h *house) open(ctx context.Context) (err error) {
 	if h.volumes, err = volume.Open(filepath.Join(data, "volumes"), h.db); err != nil {
 		return err
 	}
+	h.volumes.Events = h.events
 	h.network, err = network.Open(ctx, network.Config{
 		Bridge: h.cfg.Bridge, Table: h.cfg.table(), Subnet: h.cfg.BIP, Subnet6: h.cfg.BIP6, Dir: filepath.Join(run, "network"),
 	})
@@ -242,9 +241,7 @@ func (h *house) openMachines() error {
 func (h *house) rooms() api.Rooms {
 	return api.Rooms{
 		Engine: h.engine, Images: h.images, Registries: h.registries, Volumes: h.volumes, Builders: h.builders, Log: h.log, Host: h.host(),
-		Publish: func(kind, action, id string, attributes map[string]string) {
-			h.events.Publish(event.Event{Type: kind, Action: action, ID: id, Attributes: attributes})
-		},
+		Publish: h.events.Publish,
 	}
 }
 

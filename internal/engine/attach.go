@@ -8,8 +8,8 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/events"
 
+	"proa/internal/event"
 	"proa/internal/shim"
 )
 
@@ -70,7 +70,7 @@ func (e *Engine) Attach(ctx context.Context, ref string, o AttachOptions) (*Atta
 		tty: c.Config.Tty, got: make(chan struct{}),
 		streams:    shim.Streams{Stdin: o.Stdin && c.Config.OpenStdin, Stdout: o.Stdout, Stderr: o.Stderr && !c.Config.Tty},
 		closeStdin: c.Config.StdinOnce && !c.Config.Tty, inputEnds: o.EndsWithInput,
-		detached: func() { e.emit(b.snap.Load(), events.ActionDetach, nil) },
+		detached: func() { e.emit(b.snap.Load(), event.ContainerDetach) },
 	}
 	if c.Config.Tty {
 		a.keys = keys
@@ -80,7 +80,7 @@ func (e *Engine) Attach(ctx context.Context, ref string, o AttachOptions) (*Atta
 			return e.replay(ctx, b, o, stdout, stderr)
 		}
 	}
-	e.emit(c, events.ActionAttach, nil)
+	e.emit(c, event.ContainerAttach)
 	if !o.Stream {
 		a.deliver(nil, nil)
 		return a, nil

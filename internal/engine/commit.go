@@ -8,10 +8,10 @@ import (
 	"github.com/containerd/errdefs"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"proa/internal/event"
 	"proa/internal/image"
 	"proa/internal/isolation"
 	"proa/internal/rootfs"
@@ -70,7 +70,7 @@ func (e *Engine) Commit(ctx context.Context, ref string, o CommitOptions) (*imag
 	if err != nil {
 		return nil, err
 	}
-	e.emit(c, events.ActionCommit, map[string]string{"comment": o.Message, "imageID": img.ID.String(), "imageRef": o.Name})
+	e.emit(c, event.ContainerCommit, o.Message, img.ID.String(), image.FamiliarTag(o.Name))
 	return img, nil
 }
 

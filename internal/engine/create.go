@@ -11,11 +11,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 
+	"proa/internal/event"
 	"proa/internal/image"
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm/machine"
@@ -86,7 +86,7 @@ func (e *Engine) Create(ctx context.Context, r CreateRequest) (CreateResult, err
 	e.mu.Lock()
 	e.byID[rec.ID] = b
 	e.mu.Unlock()
-	e.emit(b.snap.Load(), events.ActionCreate, nil)
+	e.emit(b.snap.Load(), event.ContainerCreate)
 	return CreateResult{ID: rec.ID, Warnings: rec.Warnings}, nil
 }
 

@@ -57,11 +57,11 @@ func TestLife(t *testing.T) {
 	var got []string
 	for m := range ch {
 		got = append(got, string(m.Action))
-		if m.Action == "die" && m.Actor.Attributes["exitCode"] != "42" {
-			t.Errorf("die says %v", m.Actor.Attributes)
+		if m.Action == "die" && m.Attributes["exitCode"] != "42" {
+			t.Errorf("die says %v", m.Attributes)
 		}
 	}
-	if want := "create start die start die rename destroy"; strings.Join(got, " ") != want {
+	if want := "create connect start die disconnect connect start die disconnect rename destroy"; strings.Join(got, " ") != want {
 		t.Errorf("events: %s, want %s", strings.Join(got, " "), want)
 	}
 }

@@ -10,8 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 
+	"proa/internal/event"
 	"proa/internal/isolation"
 	"proa/internal/isolation/userdb"
 	"proa/internal/rootfs"
@@ -87,7 +87,7 @@ func (e *Engine) ExecCreate(ctx context.Context, ref string, r container.ExecCre
 		delete(e.execs, id)
 	}
 	e.mu.Unlock()
-	e.emit(c, events.Action(string(events.ActionExecCreate)+": "+strings.Join(r.Cmd, " ")), map[string]string{"execID": x.id})
+	e.emitDetail(c, event.ContainerExecCreate, commandLine(r.Cmd), x.id)
 	return x.id, nil
 }
 
@@ -249,7 +249,7 @@ func (e *Engine) ExecStart(ctx context.Context, execID string, o ExecStartOption
 		return nil, failure
 	}
 	b.change(func(_ *record, _ *live) { x.pid = st.Pid })
-	e.emit(b.snap.Load(), events.Action(string(events.ActionExecStart)+": "+strings.Join(x.req.Cmd, " ")), map[string]string{"execID": x.id})
+	e.emitDetail(b.snap.Load(), event.ContainerExecStart, commandLine(x.req.Cmd), x.id)
 	if o.Detach {
 		e.work.Go(func() {
 			e.awaitExec(b, x, sh)
@@ -286,7 +286,7 @@ func (e *Engine) execAttachment(b *box, x *execution, st *shim.ExecStream, strea
 			}
 		},
 		detached: func() {
-			e.emit(b.snap.Load(), events.ActionExecDetach, map[string]string{"execID": x.id})
+			e.emit(b.snap.Load(), event.ContainerExecDetach, x.id)
 		},
 	}
 	if x.req.Tty {
@@ -317,7 +317,7 @@ func (e *Engine) execEnded(b *box, x *execution, code int) {
 		}
 	})
 	if first {
-		e.emit(c, events.ActionExecDie, map[string]string{"execID": x.id, "exitCode": strconv.Itoa(code)})
+		e.emit(c, event.ContainerExecDie, x.id, strconv.Itoa(code))
 	}
 }
 

@@ -6,8 +6,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/moby/moby/api/types/events"
-
+	"proa/internal/event"
 	"proa/internal/isolation"
 	"proa/internal/shim"
 )
@@ -108,7 +107,9 @@ func (e *Engine) cleanUp(b *box, sh *shim.Shim, parent string) {
 	if err := os.RemoveAll(e.runDir(b.id)); err != nil {
 		e.cfg.Log.Error("cannot remove an instance's directory", "id", short(b.id), "err", err)
 	}
-	b.change(func(_ *record, l *live) { l.forgetNetwork() })
+	c := b.change(func(_ *record, l *live) { l.forgetNetwork() })
+	b.read(func(r *record, _ *live) { e.emitNetwork(r, event.NetworkDisconnect) })
+	e.emitMounts(c, false)
 }
 
 // forget removes the directory of an ended shim, unless the container runs
@@ -193,10 +194,7 @@ func (e *Engine) restartByPolicy(b *box, plan int) {
 // emitDie tells of an end.
 func (e *Engine) emitDie(c *Container) {
 	if c.OOMKilled {
-		e.emit(c, events.ActionOOM, nil)
+		e.emit(c, event.ContainerOOM)
 	}
-	e.emit(c, events.ActionDie, map[string]string{
-		"exitCode":     strconv.Itoa(c.ExitCode),
-		"execDuration": strconv.Itoa(int(c.FinishedAt.Sub(c.StartedAt).Seconds())),
-	})
+	e.emit(c, event.ContainerDie, strconv.Itoa(c.ExitCode), strconv.Itoa(int(c.FinishedAt.Sub(c.StartedAt).Seconds())))
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 
+	"proa/internal/event"
 	"proa/internal/isolation"
 	"proa/internal/isolation/userdb"
 	"proa/internal/isolation/vm/machine"
@@ -57,6 +58,9 @@ func (e *Engine) Files(ctx context.Context, ref string, r *rootfs.Request, in io
 	} else {
 		err = e.files(ctx, b, r, in, out)
 	}
+	if row := fileEvents[r.Op]; row != nil && err == nil {
+		e.emit(b.snap.Load(), row)
+	}
 	switch {
 	case errdefs.IsNotFound(err) && !b.isGone() && r.Path != "":
 		return refusef(errdefs.ErrNotFound, "Could not find the file %s in container %s", r.Path, strings.TrimPrefix(ref, "/"))
@@ -64,6 +68,11 @@ func (e *Engine) Files(ctx context.Context, ref string, r *rootfs.Request, in io
 		return invalid("cannot copy into container %s: %w", short(b.id), err)
 	}
 	return err
+}
+
+// fileEvents are the events of requests about files.
+var fileEvents = map[rootfs.Op]*event.Row{
+	rootfs.OpGet: event.ContainerArchivePath, rootfs.OpPut: event.ContainerExtractToDir, rootfs.OpExport: event.ContainerExport,
 }
 
 // mayPut refuses, in Docker's words, what a container may not be given. The

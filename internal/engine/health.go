@@ -5,12 +5,13 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 
+	"proa/internal/event"
 	"proa/internal/isolation"
 	"proa/internal/shim"
 )
@@ -129,7 +130,7 @@ func (e *Engine) checkHealth(ctx context.Context, b *box, cmd []string) {
 		r.Health = nextHealth(r.Health, res, h, r.StartedAt)
 	})
 	if c.Health.Status != before {
-		e.emit(c, events.Action("health_status: "+string(c.Health.Status)), nil)
+		e.emitDetail(c, event.ContainerHealthStatus, string(c.Health.Status))
 	}
 }
 
@@ -174,11 +175,17 @@ func (e *Engine) runCheck(ctx context.Context, b *box, cmd []string, limit time.
 		return -1, err.Error()
 	}
 	id := newID()
+	c := b.snap.Load()
+	e.emitDetail(c, event.ContainerExecCreate, commandLine(cmd), id)
+	e.emitDetail(c, event.ContainerExecStart, commandLine(cmd), id)
+	code := 137 // killed by its limit, or with the container
+	defer func() { e.emit(c, event.ContainerExecDie, id, strconv.Itoa(code)) }()
 	st, err := sh.Exec(ctx, id, p, shim.Streams{Stdout: true, Stderr: true})
 	if err != nil {
 		var s *isolation.StartError
 		if errors.As(err, &s) && s.Kind == isolation.StartNotFound {
-			return 127, err.Error()
+			code = 127
+			return code, err.Error()
 		}
 		return -1, err.Error()
 	}
@@ -197,7 +204,8 @@ func (e *Engine) runCheck(ctx context.Context, b *box, cmd []string, limit time.
 		return -1, said
 	}
 	exit, _ := st.Exit()
-	return exit.Code, out.String()
+	code = exit.Code
+	return code, out.String()
 }
 
 // capped keeps the first bytes that are written to it, and three dots for the rest.

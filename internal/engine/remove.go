@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
-	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 	bolt "go.etcd.io/bbolt"
 
+	"proa/internal/event"
 	"proa/internal/filters"
 	"proa/internal/sys"
 )
@@ -66,7 +67,6 @@ func (e *Engine) quiet(ctx context.Context, b *box, force bool) error {
 			}
 		case c.State.alive():
 			b.change(func(r *record, _ *live) { r.StoppedByUser = true })
-			e.emit(c, events.ActionKill, map[string]string{"signal": "9"})
 			if err := e.killRun(ctx, b); err != nil {
 				return err
 			}
@@ -147,7 +147,7 @@ func (e *Engine) erase(ctx context.Context, b *box, volumes bool) (err error) {
 		l.tell(WaitResult{ExitCode: r.ExitCode}, true)
 	})
 	e.refuseAttached(b)
-	e.emit(c, events.ActionDestroy, nil)
+	e.emit(c, event.ContainerDestroy)
 	return nil
 }
 
@@ -225,6 +225,7 @@ func (e *Engine) Prune(ctx context.Context, f filters.Args) (*PruneResult, error
 		out.Deleted = append(out.Deleted, b.id)
 		out.Reclaimed += size.RW
 	}
+	e.publish(event.ContainerPrune.Of("", nil, strconv.FormatInt(out.Reclaimed, 10)))
 	return out, nil
 }
 

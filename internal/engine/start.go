@@ -9,9 +9,9 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 
+	"proa/internal/event"
 	"proa/internal/image"
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm/machine"
@@ -108,7 +108,7 @@ func (e *Engine) began(b *box, sh *shim.Shim, pid int) {
 		panic(err)
 	}
 	e.saves.later(b, nil)
-	e.emit(c, events.ActionStart, nil)
+	e.emit(c, event.ContainerStart)
 	e.watch(b, sh, r)
 	e.watchHealth(b, r)
 }
@@ -321,6 +321,8 @@ func (e *Engine) openMounts(ctx context.Context, b *box, rec *record, p *parts, 
 // at all.
 func (e *Engine) reserveNetwork(ctx context.Context, b *box, rec *record, p *parts, files *shim.Files, back *undo) (*network.Endpoint, error) {
 	if rec.Host.NetworkMode.IsContainer() {
+		e.emitMounts(b.snap.Load(), true)
+		back.add(func() { e.emitMounts(b.snap.Load(), false) })
 		return nil, nil // another container's, which openJoins has opened
 	}
 	if err := checkNetworks(rec); err != nil {
@@ -335,7 +337,13 @@ func (e *Engine) reserveNetwork(ctx context.Context, b *box, rec *record, p *par
 		return nil, err
 	}
 	back.add(func() { b.change(func(_ *record, l *live) { l.forgetNetwork() }) })
-	b.change(func(r *record, l *live) { l.takeNetwork(r, ep) })
+	c := b.change(func(r *record, l *live) { l.takeNetwork(r, ep) })
+	e.emitNetwork(rec, event.NetworkConnect)
+	e.emitMounts(c, true)
+	back.add(func() {
+		e.emitMounts(c, false)
+		e.emitNetwork(rec, event.NetworkDisconnect)
+	})
 	if req.Kind != isolation.NetworkBridge {
 		return nil, nil
 	}

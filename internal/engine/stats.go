@@ -10,8 +10,8 @@ import (
 	"strconv"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/events"
 
+	"proa/internal/event"
 	"proa/internal/isolation"
 )
 
@@ -101,7 +101,7 @@ func (e *Engine) Top(ctx context.Context, ref string) ([]isolation.ProcessInfo, 
 	if err != nil {
 		return nil, err
 	}
-	e.emit(b.snap.Load(), events.ActionTop, nil)
+	e.emit(b.snap.Load(), event.ContainerTop)
 	return list, nil
 }
 
@@ -141,7 +141,7 @@ func (e *Engine) Update(ctx context.Context, ref string, u container.UpdateConfi
 	if err := e.saves.save(b); err != nil {
 		return nil, err
 	}
-	e.emit(c, events.ActionUpdate, nil)
+	e.emit(c, event.ContainerUpdate)
 	return nil, nil
 }
 

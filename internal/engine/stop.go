@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/events"
 
+	"proa/internal/event"
 	"proa/internal/shim"
 )
 
@@ -43,7 +43,7 @@ func (e *Engine) Stop(ctx context.Context, ref string, o StopOptions) error {
 	if !stopped {
 		return refusef(errdefs.ErrNotModified, "container %s is not running", short(b.id))
 	}
-	e.emit(b.snap.Load(), events.ActionStop, nil)
+	e.emit(b.snap.Load(), event.ContainerStop)
 	return nil
 }
 
@@ -91,7 +91,7 @@ func (e *Engine) stopRun(ctx context.Context, b *box, o StopOptions, restarting 
 	case c.Config.StopTimeout != nil:
 		wait = time.Duration(*c.Config.StopTimeout) * time.Second
 	}
-	e.emit(c, events.ActionKill, map[string]string{"signal": strconv.Itoa(sig)})
+	e.emit(c, event.ContainerKill, strconv.Itoa(sig))
 	if err := sendSignal(ctx, sh, sig); err != nil && !gone(err) {
 		if ctx.Err() == nil && !errdefs.IsInvalidArgument(err) {
 			return true, e.killRun(ctx, b) // no signal reaches it by its shim
@@ -128,6 +128,7 @@ func (e *Engine) killRun(ctx context.Context, b *box) error {
 		return nil
 	}
 	paused := b.snap.Load().State == Paused
+	e.emit(b.snap.Load(), event.ContainerKill, strconv.Itoa(int(syscall.SIGKILL)))
 	if err := sendSignal(ctx, sh, int(syscall.SIGKILL)); err != nil && !gone(err) {
 		e.cfg.Log.Warn("cannot kill a container by signal; killing its shim", "id", short(b.id), "err", err)
 		sh.Kill() // its instance dies with it
@@ -219,10 +220,10 @@ func (e *Engine) Kill(ctx context.Context, ref, signal string) error {
 			return err
 		}
 	}
-	e.emit(c, events.ActionKill, map[string]string{"signal": strconv.Itoa(sig)})
 	if sig == int(syscall.SIGKILL) {
 		return e.killRun(ctx, b)
 	}
+	e.emit(c, event.ContainerKill, strconv.Itoa(sig))
 	err = sendSignal(ctx, sh, sig)
 	if gone(err) {
 		return conflict("cannot kill container: %s: container %s is not running", ref, b.id)
@@ -236,8 +237,12 @@ func (e *Engine) Restart(ctx context.Context, ref string, o StopOptions) error {
 	if err != nil {
 		return err
 	}
-	if _, err := e.stopRun(ctx, b, o, true); err != nil {
+	stopped, err := e.stopRun(ctx, b, o, true)
+	if err != nil {
 		return err
+	}
+	if stopped {
+		e.emit(b.snap.Load(), event.ContainerStop)
 	}
 	if err := b.lock(ctx); err != nil {
 		return err
@@ -249,21 +254,21 @@ func (e *Engine) Restart(ctx context.Context, ref string, o StopOptions) error {
 	if err != nil {
 		return err
 	}
-	e.emit(b.snap.Load(), events.ActionRestart, nil)
+	e.emit(b.snap.Load(), event.ContainerRestart)
 	return nil
 }
 
 // Pause stops every process of a running container.
 func (e *Engine) Pause(ctx context.Context, ref string) error {
-	return e.freeze(ctx, ref, Running, Paused, events.ActionPause)
+	return e.freeze(ctx, ref, Running, Paused, event.ContainerPause)
 }
 
 // Unpause lets a paused container go on.
 func (e *Engine) Unpause(ctx context.Context, ref string) error {
-	return e.freeze(ctx, ref, Paused, Running, events.ActionUnPause)
+	return e.freeze(ctx, ref, Paused, Running, event.ContainerUnpause)
 }
 
-func (e *Engine) freeze(ctx context.Context, ref string, from, to State, action events.Action) error {
+func (e *Engine) freeze(ctx context.Context, ref string, from, to State, row *event.Row) error {
 	b, err := e.find(ref)
 	if err != nil {
 		return err
@@ -306,7 +311,7 @@ func (e *Engine) freeze(ctx context.Context, ref string, from, to State, action 
 	} else {
 		e.saves.later(b, nil)
 	}
-	e.emit(c, action, nil)
+	e.emit(c, row)
 	return err
 }
 
@@ -325,7 +330,7 @@ func (e *Engine) Resize(ctx context.Context, ref string, rows, cols uint16) erro
 			return err
 		}
 	}
-	e.emit(b.snap.Load(), events.ActionResize, map[string]string{"height": strconv.Itoa(int(rows)), "width": strconv.Itoa(int(cols))})
+	e.emit(b.snap.Load(), event.ContainerResize, strconv.Itoa(int(rows)), strconv.Itoa(int(cols)))
 	return nil
 }
 
@@ -374,6 +379,6 @@ func (e *Engine) Rename(ctx context.Context, ref, name string) error {
 	if err != nil {
 		return fmt.Errorf("cannot rename container %s: %w", short(b.id), err)
 	}
-	e.emit(c, events.ActionRename, map[string]string{"oldName": "/" + old.Name})
+	e.emit(c, event.ContainerRename, "/"+old.Name)
 	return nil
 }

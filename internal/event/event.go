@@ -14,18 +14,22 @@ import (
 
 // Event is one thing that has happened.
 type Event struct {
-	Type       string // "container", "image", "volume", "network", "daemon"
+	Type       string // "container", "image", "volume", "network", "builder"
 	Action     string // "start", "die", "tag", ...
 	ID         string // of the object
 	Attributes map[string]string
 	Time       time.Time // zero: Publish sets it
+	Since      int       // minor version of the API whose clients see it first; 0: all
 }
 
 // ErrSlow ends a subscription whose reader did not keep up.
 var ErrSlow = errors.New("events came faster than they were read")
 
 // backlog is how many events a subscriber may be behind.
-const backlog = 256
+const backlog = 1024
+
+// Kept is how many past events can be asked for, as in Docker.
+const Kept = 256
 
 // Ring keeps the last events. The zero value is not usable; see New.
 type Ring struct {
@@ -40,8 +44,12 @@ func New(size int) *Ring {
 	return &Ring{buf: make([]Event, 0, max(1, size)), subs: map[*Subscription]struct{}{}}
 }
 
-// Publish adds an event and hands it to every subscriber. It never blocks.
+// Publish adds an event and hands it to every subscriber. It never blocks. A
+// nil ring drops it.
 func (r *Ring) Publish(e Event) {
+	if r == nil {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if e.Time.IsZero() {
@@ -79,16 +87,16 @@ type Subscription struct {
 	err  error // guarded by ring.mu
 }
 
-// Subscribe gives the kept events at or after since (the zero time: none of
-// them), oldest first, and a subscription to all that follow, with no gap
-// between the two. The caller closes it.
-func (r *Ring) Subscribe(since time.Time) ([]Event, *Subscription) {
+// Subscribe gives the kept events from since to until, oldest first, and a
+// subscription to all that follow, with no gap between the two. A zero time is
+// no bound; where both are zero no kept event is given. The caller closes it.
+func (r *Ring) Subscribe(since, until time.Time) ([]Event, *Subscription) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var past []Event
-	if !since.IsZero() {
+	if !since.IsZero() || !until.IsZero() {
 		for _, e := range slices.Concat(r.buf[r.next:], r.buf[:r.next]) {
-			if !e.Time.Before(since) {
+			if !e.Time.Before(since) && (until.IsZero() || !e.Time.After(until)) {
 				past = append(past, e)
 			}
 		}

@@ -20,17 +20,17 @@ func TestReplayKeepsTheLastInOrder(t *testing.T) {
 	for i := range 5 {
 		r.Publish(Event{ID: fmt.Sprint(i), Time: base.Add(time.Duration(i) * time.Second)})
 	}
-	past, s := r.Subscribe(base)
+	past, s := r.Subscribe(base, time.Time{})
 	defer s.Close()
 	if got := ids(past); got != "234" {
 		t.Errorf("kept %q, want 234", got)
 	}
-	past, s2 := r.Subscribe(base.Add(3 * time.Second))
+	past, s2 := r.Subscribe(base.Add(3*time.Second), time.Time{})
 	defer s2.Close()
 	if got := ids(past); got != "34" {
 		t.Errorf("since 3: %q, want 34", got)
 	}
-	past, s3 := r.Subscribe(time.Time{})
+	past, s3 := r.Subscribe(time.Time{}, time.Time{})
 	defer s3.Close()
 	if past != nil {
 		t.Errorf("from now on: %v, want nothing", past)
@@ -39,7 +39,7 @@ func TestReplayKeepsTheLastInOrder(t *testing.T) {
 
 func TestSubscriberGetsWhatFollows(t *testing.T) {
 	r := New(2)
-	_, s := r.Subscribe(time.Time{})
+	_, s := r.Subscribe(time.Time{}, time.Time{})
 	r.Publish(Event{ID: "a"})
 	if e := <-s.Events(); e.ID != "a" || e.Time.IsZero() {
 		t.Errorf("got %+v", e)
@@ -54,8 +54,8 @@ func TestSubscriberGetsWhatFollows(t *testing.T) {
 
 func TestSlowSubscriberIsDroppedAndNobodyWaits(t *testing.T) {
 	r := New(2)
-	_, slow := r.Subscribe(time.Time{})
-	_, quick := r.Subscribe(time.Time{})
+	_, slow := r.Subscribe(time.Time{}, time.Time{})
+	_, quick := r.Subscribe(time.Time{}, time.Time{})
 	for i := range backlog + 1 {
 		r.Publish(Event{ID: fmt.Sprint(i)})
 		<-quick.Events()

@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"proa/internal/event"
 	"proa/internal/image/flat"
 	"proa/internal/image/snapshot"
 	"proa/internal/interrupt"
@@ -383,9 +384,21 @@ func (b buildImages) Update(ctx context.Context, i images.Image, fields ...strin
 		return images.Image{}, err
 	}
 	if i.Target.Digest == "" || i.Target.Digest == have.Target.Digest {
+		if img, err := b.s.Get(ctx, recordID(have).String()); err == nil {
+			b.tell(img, have.Name)
+		}
 		return have, nil
 	}
 	return b.adopt(ctx, i)
+}
+
+// tell publishes that a build made an image and named it.
+func (b buildImages) tell(img *Image, name string) {
+	id := img.ID.String()
+	b.s.cfg.Events.Publish(event.ImageCreate.Of(id, img.Config.Config.Labels, id))
+	if name != "" {
+		b.s.cfg.Events.Publish(event.ImageTag.Of(id, img.Config.Config.Labels, familiar(name)))
+	}
 }
 
 // adopt makes the image. A name with a digest is what BuildKit gives to an
@@ -404,9 +417,11 @@ func (b buildImages) adopt(ctx context.Context, i images.Image) (images.Image, e
 		return images.Image{}, err
 	}
 	if names == nil {
+		b.tell(img, "")
 		i.Target, i.CreatedAt, i.UpdatedAt = img.Target, img.Tagged, img.Tagged
 		return i, nil
 	}
+	b.tell(img, reference.TagNameOnly(n).String())
 	return b.Get(ctx, reference.TagNameOnly(n).String())
 }
 

@@ -45,6 +45,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/singleflight"
 
+	"proa/internal/event"
 	"proa/internal/image/flat"
 	"proa/internal/image/remote"
 	"proa/internal/image/snapshot"
@@ -83,6 +84,8 @@ type Config struct {
 	// Running tells whether the holder of a lease runs, so that Remove with
 	// force knows what it must not take away. Nil: no holder runs.
 	Running func(holder string) bool
+	// Events gets what builds do to images; nil discards it.
+	Events *event.Ring
 	// Warn gets what went wrong in the background; nil discards it.
 	Warn func(error)
 	// Idle is how long a mounted image stays attached after its last user is

@@ -4,8 +4,18 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 )
+
+// FamiliarTag is the short way to write a name with its tag; "" stays.
+func FamiliarTag(name string) string {
+	n, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return reference.FamiliarString(reference.TagNameOnly(n))
+}
 
 // Resolve gives the ids of the images that references mean now, of one moment.
 // References that mean none are left out.

@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 
+	"proa/internal/event"
 	"proa/internal/filters"
 	"proa/internal/sys"
 
@@ -77,6 +79,9 @@ func (s *Store) putAside(name string, ok func(record) bool) (aside string, err e
 			err = errors.Join(err, back)
 		}
 	}
+	if err == nil {
+		s.Events.Publish(event.VolumeDestroy.Of(name, nil, Driver))
+	}
 	return aside, err
 }
 
@@ -123,6 +128,7 @@ func (s *Store) Prune(ctx context.Context, f filters.Args) ([]string, int64, err
 		}
 		freed += n
 	}
+	s.Events.Publish(event.VolumePrune.Of("", nil, strconv.FormatInt(freed, 10)))
 	return gone, freed, nil
 }
 

@@ -28,6 +28,7 @@ import (
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 
+	"proa/internal/event"
 	"proa/internal/state"
 )
 
@@ -74,6 +75,9 @@ type Volume struct {
 
 // Store keeps volumes. All methods can be called from many goroutines.
 type Store struct {
+	// Events gets what happens to volumes; nil discards it.
+	Events *event.Ring
+
 	root string
 	db   *state.DB
 
@@ -199,6 +203,7 @@ func (s *Store) Create(ctx context.Context, name, driver string, labels, opts ma
 		_ = os.Remove(s.dir(name))
 		return nil, fmt.Errorf("cannot create volume %q: %w", name, full(err))
 	}
+	s.Events.Publish(event.VolumeCreate.Of(name, nil, Driver))
 	return s.volume(name, rec), nil
 }
 
