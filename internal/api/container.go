@@ -119,7 +119,10 @@ func (s *Server) containerStart(c *call) error {
 
 // stopOptions reads t and signal.
 func stopOptions(c *call) (engine.StopOptions, error) {
-	o := engine.StopOptions{Signal: c.query("signal")}
+	var o engine.StopOptions
+	if c.version >= 42 {
+		o.Signal = c.query("signal")
+	}
 	if t := c.query("t"); t != "" {
 		n, err := strconv.Atoi(t)
 		if err != nil {
@@ -326,7 +329,7 @@ func (s *Server) carry(c *call, at *engine.Attachment, conn *hijacked, tty bool)
 // a single one: at once (one-shot) or after a second, so that it has a rate.
 func (s *Server) containerStats(c *call) error {
 	stream := !c.URL.Query().Has("stream") || c.flag("stream")
-	oneShot := c.flag("one-shot")
+	oneShot := c.version >= 41 && c.flag("one-shot")
 	if stream && oneShot {
 		return bad("cannot have stream=true with one-shot=true")
 	}

@@ -80,6 +80,16 @@ func TestFaultsOfVersions(t *testing.T) {
 		}
 	})
 
+	t.Run("A8 at start", func(t *testing.T) {
+		a, _ := ask(t, 43, "POST", "/containers/create?name=a8", `{"Image":"bb:1","Cmd":["cat","/sys/class/net/eth0/address"],"MacAddress":"02:42:ac:11:00:0a"}`)
+		if a.status != 201 {
+			t.Fatalf("create: %d %s", a.status, a.body)
+		}
+		if r := e.Proa("start", "-a", "a8"); r.Out() != "02:42:ac:11:00:0a" {
+			t.Errorf("eth0 has %q: %s", r.Out(), r.Stderr)
+		}
+	})
+
 	// moby image/image_routes.go.
 	t.Run("A10", func(t *testing.T) {
 		for path, gone := range map[string]int{
