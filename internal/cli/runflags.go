@@ -392,6 +392,18 @@ func parseMount(s string) (mount.Mount, error) {
 			bindOptions(&m).Propagation = mount.Propagation(v)
 		case "bind-nonrecursive":
 			bindOptions(&m).NonRecursive, err = yes(v, has)
+		case "bind-recursive":
+			switch o := bindOptions(&m); v {
+			case "enabled":
+			case "disabled":
+				o.NonRecursive = true
+			case "writable":
+				o.ReadOnlyNonRecursive = true
+			case "readonly":
+				o.ReadOnlyForceRecursive = true
+			default:
+				err = fmt.Errorf("%q is not enabled, disabled, writable or readonly", v)
+			}
 		case "volume-nocopy":
 			volumeOptions(&m).NoCopy, err = yes(v, has)
 		case "volume-subpath":

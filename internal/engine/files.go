@@ -430,7 +430,7 @@ func attachPlan(m MountPlan, f, root *os.File) error {
 		return err
 	}
 	if m.Readonly {
-		if err := sys.SetMountAttr(clone, sys.MountReadonly, 0, true); err != nil {
+		if err := sys.SetMountAttr(clone, sys.MountReadonly, 0, !m.ReadonlyTop); err != nil {
 			return err
 		}
 	}

@@ -28,6 +28,7 @@ type MountPlan struct {
 	MakeSource   bool              `json:"makeSource,omitempty"`
 	Target       string            `json:"target"`
 	Readonly     bool              `json:"readonly,omitempty"`
+	ReadonlyTop  bool              `json:"readonlyTop,omitempty"` // bind: mounts below it stay writable
 	NonRecursive bool              `json:"nonRecursive,omitempty"`
 	Propagation  mount.Propagation `json:"propagation,omitempty"`
 	NoCopy       bool              `json:"noCopy,omitempty"` // no copy-up into a new volume
@@ -281,12 +282,18 @@ func planOf(m mount.Mount) (MountPlan, error) {
 			if o.Propagation != "" && !slices.Contains(mount.Propagations, o.Propagation) {
 				return bad("invalid propagation mode: %s", o.Propagation)
 			}
-			if o.ReadOnlyForceRecursive && !m.ReadOnly || o.ReadOnlyNonRecursive {
-				return bad("ReadOnlyNonRecursive is not supported; read-only mounts are recursively so")
+			switch {
+			case o.ReadOnlyNonRecursive && !m.ReadOnly:
+				return p, invalid("mount options conflict: !ReadOnly && BindOptions.ReadOnlyNonRecursive")
+			case o.ReadOnlyForceRecursive && !m.ReadOnly:
+				return p, invalid("mount options conflict: !ReadOnly && BindOptions.ReadOnlyForceRecursive")
+			case o.ReadOnlyNonRecursive && o.ReadOnlyForceRecursive:
+				return p, invalid("mount options conflict: ReadOnlyNonRecursive && BindOptions.ReadOnlyForceRecursive")
 			}
 			if err := checkPropagation(o.Propagation); err != nil {
 				return p, err
 			}
+			p.ReadonlyTop = o.ReadOnlyNonRecursive
 			p.Propagation, p.NonRecursive, p.MakeSource = o.Propagation, o.NonRecursive, o.CreateMountpoint
 		}
 	case mount.TypeVolume:
@@ -330,8 +337,13 @@ func planOf(m mount.Mount) (MountPlan, error) {
 	return p, nil
 }
 
-// parseTmpfs reads the options of --tmpfs. Docker's defaults are noexec,
-// nosuid and nodev; each can be lifted by its opposite.
+// valued are the options of a tmpfs that have a value.
+var valued = map[string]bool{"size": true, "mode": true, "uid": true, "gid": true, "nr_inodes": true, "nr_blocks": true, "mpol": true, "huge": true}
+
+// parseTmpfs reads the options of --tmpfs: those of mount(8) and of tmpfs that
+// Docker takes (moby/sys/mount, MergeTmpfsOptions). Docker's defaults are noexec,
+// nosuid and nodev; each can be lifted by its opposite. The later one of two that
+// contradict each other counts.
 func parseTmpfs(target, opts string) (MountPlan, error) {
 	p := MountPlan{Type: mount.TypeTmpfs, Target: target, Text: opts}
 	flags := map[string]bool{"noexec": true, "nosuid": true, "nodev": true}
@@ -339,18 +351,29 @@ func parseTmpfs(target, opts string) (MountPlan, error) {
 	for _, o := range strings.Split(opts, ",") {
 		key, value, has := strings.Cut(o, "=")
 		bad := invalid("invalid tmpfs option %q", o)
+		if has != valued[key] && o != "" {
+			return p, bad
+		}
 		switch key {
-		case "":
-		case "ro":
-			p.Readonly = true
-		case "rw", "async", "strictatime", "relatime", "diratime", "defaults":
+		case "", "defaults", "mand", "nomand": // Linux has no mandatory locks any more
+		case "ro", "rw":
+			p.Readonly = key == "ro"
+		case "private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable":
+			p.Propagation = mount.Propagation(key)
 		case "noexec", "nosuid", "nodev":
 			flags[key] = true
 		case "exec", "suid", "dev":
 			flags["no"+key] = false
-		case "noatime", "nodiratime", "sync":
+		case "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "sync", "async", "dirsync":
 			more = append(more, key)
 		case "size":
+			if n, ok := strings.CutSuffix(value, "%"); ok { // of the host's or the guest's memory
+				if _, err := strconv.ParseUint(n, 10, 16); err != nil {
+					return p, bad
+				}
+				p.Size, more = 0, append(more, o)
+				continue
+			}
 			n, err := parseSize(value)
 			if err != nil {
 				return p, bad
@@ -363,12 +386,12 @@ func parseTmpfs(target, opts string) (MountPlan, error) {
 			}
 			p.Mode = uint32(n)
 		case "uid", "gid", "nr_inodes", "nr_blocks":
-			if _, err := strconv.ParseUint(strings.TrimRight(value, "kmg"), 10, 32); err != nil {
+			if _, err := strconv.ParseUint(strings.TrimRight(value, "kmgKMG"), 10, 32); err != nil {
 				return p, bad
 			}
 			more = append(more, o)
 		case "mpol", "huge":
-			if !has || strings.ContainsAny(value, "\x00 ") {
+			if value == "" || strings.ContainsAny(value, "\x00 ") {
 				return p, bad
 			}
 			more = append(more, o)

@@ -240,13 +240,13 @@ func nextFile(f *shim.Files) isolation.File {
 
 // tmpfsMount turns a plan into the driver's mount.
 func tmpfsMount(p MountPlan) isolation.Mount {
-	return isolation.Mount{Type: isolation.MountTmpfs, Target: p.Target, Readonly: p.Readonly, Size: p.Size, Mode: p.Mode, Options: p.Options}
+	return isolation.Mount{Type: isolation.MountTmpfs, Target: p.Target, Readonly: p.Readonly, Size: p.Size, Mode: p.Mode, Options: p.Options, Propagation: string(p.Propagation)}
 }
 
 // bindMount turns a plan with its opened source into the driver's mount.
 func bindMount(p MountPlan, source isolation.File, origin string) isolation.Mount {
 	return isolation.Mount{
 		Type: isolation.MountBind, Source: source, Origin: origin, Target: p.Target, Readonly: p.Readonly,
-		NonRecursive: p.NonRecursive, Propagation: string(p.Propagation),
+		ReadonlyTop: p.ReadonlyTop, NonRecursive: p.NonRecursive, Propagation: string(p.Propagation),
 	}
 }

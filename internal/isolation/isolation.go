@@ -155,6 +155,8 @@ type Mount struct {
 	// Detached says that a bind's Source is a mount that is attached nowhere and
 	// was made for this one use (before Linux 6.15 it cannot be copied).
 	Detached bool `json:"detached,omitempty"`
+	// ReadonlyTop leaves mounts below Source writable where Readonly is set.
+	ReadonlyTop bool `json:"readonlyTop,omitempty"`
 	// NonRecursive leaves out mounts below Source.
 	NonRecursive bool `json:"nonRecursive,omitempty"`
 	// Propagation is one of "private" (default), "slave", "shared" and their r-forms.

@@ -146,9 +146,11 @@ func Detach(path string) error {
 
 // Mount attributes for NewFS and SetMountAttr (linux/mount.h).
 const (
-	MountReadonly = unix.MOUNT_ATTR_RDONLY
-	MountNosuid   = unix.MOUNT_ATTR_NOSUID
-	MountNodev    = unix.MOUNT_ATTR_NODEV
-	MountNoexec   = unix.MOUNT_ATTR_NOEXEC
-	MountNoatime  = unix.MOUNT_ATTR_NOATIME
+	MountReadonly    = unix.MOUNT_ATTR_RDONLY
+	MountNosuid      = unix.MOUNT_ATTR_NOSUID
+	MountNodev       = unix.MOUNT_ATTR_NODEV
+	MountNoexec      = unix.MOUNT_ATTR_NOEXEC
+	MountNoatime     = unix.MOUNT_ATTR_NOATIME
+	MountStrictatime = unix.MOUNT_ATTR_STRICTATIME
+	MountNodiratime  = unix.MOUNT_ATTR_NODIRATIME
 )

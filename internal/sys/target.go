@@ -143,7 +143,7 @@ func AttachAt(mount, target *os.File) error {
 }
 
 // SetPropagation sets how mounts below a mount travel: "private", "slave",
-// "shared", or the same for all mounts below it with an "r" in front. A detached
+// "shared", "unbindable", or the same for all mounts below it with an "r" in front. A detached
 // clone of a shared mount is shared already.
 func SetPropagation(mount *os.File, how string) error {
 	kind, recursive := strings.CutPrefix(how, "r")
@@ -155,6 +155,8 @@ func SetPropagation(mount *os.File, how string) error {
 		attr.Propagation = unix.MS_SLAVE
 	case "shared":
 		attr.Propagation = unix.MS_SHARED
+	case "unbindable":
+		attr.Propagation = unix.MS_UNBINDABLE
 	default:
 		return fmt.Errorf("cannot set propagation %q: %w", how, unix.EINVAL)
 	}

@@ -178,38 +178,19 @@ func sysctlPath(name string) string {
 	return strings.ReplaceAll(name, ".", "/")
 }
 
-// tmpfsParams turns a mount into what fsopen takes. Options that are flags of
-// the mount become attributes; Docker's are noexec, nosuid and nodev.
+// tmpfsParams turns a mount into what fsopen takes.
 func tmpfsParams(m *isolation.Mount) (attr int, params []sys.FSConfig) {
-	attr = sys.MountNosuid | sys.MountNodev | sys.MountNoexec
+	attr, set := sys.TmpfsOptions(m.Options)
 	mode := m.Mode
 	if mode == 0 {
 		mode = 0o1777
 	}
-	set := map[string]string{"mode": strconv.FormatUint(uint64(mode), 8)}
+	set["mode"] = strconv.FormatUint(uint64(mode), 8)
 	if m.Origin != "" {
 		set["source"] = m.Origin
 	}
 	if m.Size > 0 {
 		set["size"] = strconv.FormatInt(m.Size, 10)
-	}
-	flags := map[string]int{"nosuid": sys.MountNosuid, "nodev": sys.MountNodev, "noexec": sys.MountNoexec, "noatime": sys.MountNoatime}
-	for _, o := range strings.Split(m.Options, ",") {
-		key, value, hasValue := strings.Cut(o, "=")
-		on, off := flags[key], flags["no"+key]
-		switch {
-		case key == "" || key == "rw" || key == "relatime" || key == "defaults":
-		case key == "ro":
-			attr |= sys.MountReadonly
-		case on != 0:
-			attr |= on
-		case off != 0: // "exec", "suid", "dev", "atime"
-			attr &^= off
-		case hasValue:
-			set[key] = value
-		default:
-			set[key] = "" // a flag
-		}
 	}
 	for _, k := range sortedKeys(set) {
 		params = append(params, sys.FSConfig{Key: k, Value: set[k], Flag: set[k] == ""})

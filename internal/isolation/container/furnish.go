@@ -295,7 +295,7 @@ func (c *instance) cloneSources(userns *os.File) (out []source, err error) {
 			}
 		}
 		if b.Readonly {
-			if err := sys.SetMountAttr(mount, sys.MountReadonly, 0, !b.NonRecursive); err != nil {
+			if err := sys.SetMountAttr(mount, sys.MountReadonly, 0, !b.NonRecursive && !b.ReadonlyTop); err != nil {
 				return out, err
 			}
 		}
@@ -454,6 +454,9 @@ func (c *instance) attachOne(b *isolation.Mount, src source, at *os.File) error 
 	}
 	if err := sys.AttachAt(src.mount, at); err != nil {
 		return fmt.Errorf("cannot mount %q at %q: %w", b.Origin, b.Target, err)
+	}
+	if b.Type == isolation.MountTmpfs && b.Propagation != "" {
+		return sys.SetPropagation(src.mount, b.Propagation)
 	}
 	return nil
 }

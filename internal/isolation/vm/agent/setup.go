@@ -229,37 +229,17 @@ func (r *room) tmpfs(m *isolation.Mount) error {
 		}
 		mode = st.Mode & 0o7777
 	}
-	params := []sys.FSConfig{{Key: "source", Value: cmp.Or(m.Origin, "tmpfs")}, {Key: "mode", Value: strconv.FormatUint(uint64(mode), 8)}}
+	attr, set := sys.TmpfsOptions(m.Options)
+	set["mode"] = strconv.FormatUint(uint64(mode), 8)
 	if m.Size > 0 {
-		params = append(params, sys.FSConfig{Key: "size", Value: strconv.FormatInt(m.Size, 10)})
+		set["size"] = strconv.FormatInt(m.Size, 10)
 	}
-	// Docker's flags unless lifted, as behind the other wall.
-	attr := sys.MountNosuid | sys.MountNodev | sys.MountNoexec
+	params := []sys.FSConfig{{Key: "source", Value: cmp.Or(m.Origin, "tmpfs")}}
+	for k, v := range set {
+		params = append(params, sys.FSConfig{Key: k, Value: v, Flag: v == ""})
+	}
 	if m.Readonly {
 		attr |= sys.MountReadonly
-	}
-	for _, o := range strings.Split(m.Options, ",") {
-		switch key, v, _ := strings.Cut(o, "="); key {
-		case "", "rw", "atime", "relatime", "defaults", "private", "rprivate":
-		case "ro":
-			attr |= sys.MountReadonly
-		case "nosuid":
-			attr |= sys.MountNosuid
-		case "nodev":
-			attr |= sys.MountNodev
-		case "noexec":
-			attr |= sys.MountNoexec
-		case "suid":
-			attr &^= sys.MountNosuid
-		case "dev":
-			attr &^= sys.MountNodev
-		case "exec":
-			attr &^= sys.MountNoexec
-		case "noatime":
-			attr |= sys.MountNoatime
-		default:
-			params = append(params, sys.FSConfig{Key: key, Value: v, Flag: !strings.Contains(o, "=")})
-		}
 	}
 	mnt, err := sys.NewFS("tmpfs", attr, params...)
 	if err != nil {
