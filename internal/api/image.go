@@ -14,6 +14,7 @@ import (
 
 	imagetypes "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"proa/internal/event"
 	"proa/internal/failure"
@@ -100,11 +101,15 @@ func (s *Server) imageLoad(c *call) error {
 	_ = http.NewResponseController(c.ResponseWriter).EnableFullDuplex()
 	m := &messages{c: c}
 	quiet := c.flag("quiet")
+	only, err := c.platforms("platform", 48, 52)
+	if err != nil {
+		return err
+	}
 	names, err := s.Images.Load(c.Context(), c.upload(), func(line string) {
 		if !quiet {
 			m.send(streamMessage{Status: line})
 		}
-	})
+	}, only...)
 	if err != nil {
 		return m.tell(err)
 	}
@@ -153,16 +158,20 @@ func (s *Server) save(c *call, refs []string) error {
 	if len(refs) == 0 {
 		return bad("cannot save: no image named")
 	}
-	// Errors about names come before the first byte, so that they have a status.
-	for _, r := range refs {
-		if _, err := s.Images.Get(c.Context(), r); err != nil {
-			return err
-		}
+	only, err := c.platforms("platform", 48, 52)
+	if err != nil {
+		return err
 	}
+	// Errors about names come before the first byte, so that they have a status.
+	write, end, err := s.Images.PlanSave(c.Context(), refs, only)
+	if err != nil {
+		return err
+	}
+	defer end()
 	c.started = true
 	c.Header().Set("Content-Type", "application/x-tar")
 	c.WriteHeader(http.StatusOK)
-	if err := s.Images.Save(c.Context(), c, refs); err != nil {
+	if err := write(c.Context(), c); err != nil {
 		// The archive is cut: the client must not take it for a whole one.
 		s.Log.Error("cannot save", "images", refs, "error", err)
 		panic(http.ErrAbortHandler)
@@ -195,11 +204,20 @@ func (s *Server) imageList(c *call) error {
 	if err != nil {
 		return err
 	}
+	manifests := c.version >= 47 && c.flag("manifests")
+	if c.version >= 54 && c.flag("identity") && !manifests {
+		return bad("conflicting options: identity requires manifests=1")
+	}
 	out := []imagetypes.Summary{}
 	for _, i := range u.Images {
 		if shown, ok := keep(i.Image); ok {
 			sum := imageSummary(i)
 			sum.RepoTags, sum.RepoDigests = nonNil(shown.tags), nonNil(shown.digests)
+			if manifests {
+				if sum.Manifests, err = s.manifests(c, i.Image); err != nil {
+					return err
+				}
+			}
 			out = append(out, sum)
 		}
 	}
@@ -317,6 +335,17 @@ func (s *Server) imageRemove(c *call) error {
 	if err != nil {
 		return err
 	}
+	only, err := c.platforms("platforms", 50, 50)
+	if err != nil {
+		return err
+	}
+	if len(only) > 0 {
+		gone, err := s.Images.RemovePlatforms(c.Context(), c.PathValue("name"), only)
+		if err != nil {
+			return err
+		}
+		return c.reply(http.StatusOK, removed(gone))
+	}
 	gone, err := s.Images.Remove(c.Context(), c.PathValue("name"), c.flag("force"), !c.flag("noprune"))
 	if err != nil {
 		return err
@@ -353,9 +382,23 @@ func removed(gone []image.Removed) []imagetypes.DeleteResponse {
 }
 
 func (s *Server) imageInspect(c *call, ref string) error {
-	i, err := s.Images.Get(c.Context(), ref)
+	only, err := c.platform(49)
 	if err != nil {
 		return err
+	}
+	manifests := c.version >= 48 && c.flag("manifests")
+	if manifests && only != nil {
+		return bad("conflicting options: manifests and platform options cannot both be set")
+	}
+	i, err := s.imageAs(c, ref, only)
+	if err != nil {
+		return err
+	}
+	var parts []imagetypes.ManifestSummary
+	if manifests {
+		if parts, err = s.manifests(c, i); err != nil {
+			return err
+		}
 	}
 	layers := make([]string, 0, len(i.Config.RootFS.DiffIDs))
 	for _, d := range i.Config.RootFS.DiffIDs {
@@ -371,11 +414,24 @@ func (s *Server) imageInspect(c *call, ref string) error {
 		Config: &cfg, Architecture: i.Config.Architecture, Variant: i.Config.Variant, Os: i.Config.OS, OsVersion: i.Config.OSVersion, Size: i.Size,
 		GraphDriver: &storage.DriverData{Name: "proa", Data: map[string]string{"Strategy": s.strategy()}},
 		RootFS:      imagetypes.RootFS{Type: i.Config.RootFS.Type, Layers: layers}, Metadata: imagetypes.Metadata{LastTagTime: i.Tagged}, Descriptor: &d,
+		Manifests: parts,
 	})
 }
 
+// imageAs finds an image, as its variant for a platform where one is given.
+func (s *Server) imageAs(c *call, ref string, only *ocispec.Platform) (*image.Image, error) {
+	if only == nil {
+		return s.Images.Get(c.Context(), ref)
+	}
+	return s.Images.Platform(c.Context(), ref, *only)
+}
+
 func (s *Server) imageHistory(c *call, ref string) error {
-	i, err := s.Images.Get(c.Context(), ref)
+	only, err := c.platform(48)
+	if err != nil {
+		return err
+	}
+	i, err := s.imageAs(c, ref, only)
 	if err != nil {
 		return err
 	}

@@ -3,12 +3,12 @@ package api
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
 
 	"github.com/distribution/reference"
-	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/auxprogress"
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/api/types/registry"
@@ -67,14 +67,28 @@ func stepOf(p image.Progress) step {
 // credentials are those of the request, if they are for the registry that the
 // image's name says.
 func (c *call) credentials(named reference.Named) (remote.Credentials, error) {
-	a, err := authconfig.Decode(c.Request.Header.Get(registry.AuthHeader))
-	if err != nil {
-		return remote.Credentials{}, bad("cannot read the header %s: %w", registry.AuthHeader, err)
-	}
+	a := readAuth(c.Request.Header.Get(registry.AuthHeader))
 	if a.ServerAddress != "" && remote.HostOf(a.ServerAddress) != remote.HostOf(reference.Domain(named)) {
 		return remote.Credentials{}, nil
 	}
 	return credentialsOf(a), nil
+}
+
+// readAuth decodes a header of credentials: base64 of any alphabet, padded or
+// not. One that cannot be read is none, as in Docker: the registry decides
+// whether it lets such a client in.
+func readAuth(header string) *registry.AuthConfig {
+	var a registry.AuthConfig
+	raw, err := decodeBase64(header)
+	if err != nil || json.Unmarshal(raw, &a) != nil {
+		return &registry.AuthConfig{}
+	}
+	return &a
+}
+
+// decodeBase64 reads standard and URL-safe base64, padded or not.
+func decodeBase64(s string) ([]byte, error) {
+	return base64.RawURLEncoding.DecodeString(strings.TrimRight(strings.NewReplacer("+", "-", "/", "_").Replace(strings.TrimSpace(s)), "="))
 }
 
 func credentialsOf(a *registry.AuthConfig) remote.Credentials {
@@ -163,8 +177,9 @@ func (s *Server) imagePush(c *call, name string) error {
 	if err != nil {
 		return bad("invalid reference %q: %w", name, err)
 	}
-	if p := c.query("platform"); p != "" && p != "null" {
-		return bad("cannot push one platform of an index by name: an index is pushed whole, or else the image that its name stands for here")
+	only, err := c.platform(46)
+	if err != nil {
+		return err
 	}
 	if tag := c.query("tag"); tag != "" {
 		if named, err = reference.WithTag(reference.TrimNamed(named), tag); err != nil {
@@ -185,6 +200,7 @@ func (s *Server) imagePush(c *call, name string) error {
 	for _, ref := range refs {
 		r, err := s.Images.Push(c.Context(), ref, image.PushOptions{
 			Auth:     auth,
+			Platform: only,
 			Begun:    func() { m.send(step{Status: "The push refers to repository [" + named.Name() + "]"}) },
 			Progress: func(p image.Progress) { m.send(stepOf(p)) },
 		})

@@ -208,15 +208,20 @@ func readRequest(r *http.Request) (*request, error) {
 		return nil, err
 	}
 	if h := r.Header.Get("X-Registry-Config"); h != "" {
-		b, err := base64.URLEncoding.DecodeString(h)
-		if err == nil {
-			err = json.Unmarshal(b, &req.auths)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("cannot read the header X-Registry-Config: %w", err)
-		}
+		req.auths = readAuths(h)
 	}
 	return req, nil
+}
+
+// readAuths decodes credentials by registry: base64 of any alphabet, padded or
+// not. A header that cannot be read is none, as in Docker.
+func readAuths(header string) (out map[string]clitypes.AuthConfig) {
+	plain := strings.TrimRight(strings.NewReplacer("+", "-", "/", "_").Replace(strings.TrimSpace(header)), "=")
+	b, err := base64.RawURLEncoding.DecodeString(plain)
+	if err != nil || json.Unmarshal(b, &out) != nil {
+		return nil
+	}
+	return out
 }
 
 // outputs reads where the result goes: an image, unless outputs says otherwise.

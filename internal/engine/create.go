@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -19,6 +19,7 @@ import (
 	"proa/internal/image"
 	"proa/internal/isolation"
 	"proa/internal/isolation/vm/machine"
+	"proa/internal/platform"
 	"proa/internal/sys"
 	"proa/internal/sys/cgroup"
 )
@@ -47,7 +48,7 @@ func (e *Engine) Create(ctx context.Context, r CreateRequest) (CreateResult, err
 			return none, err
 		}
 	}
-	img, err := e.cfg.Images.Get(ctx, r.Config.Image)
+	img, err := e.imageFor(ctx, r)
 	if err != nil {
 		return none, err
 	}
@@ -93,9 +94,6 @@ func (e *Engine) Create(ctx context.Context, r CreateRequest) (CreateResult, err
 // plan makes the record of a new container and refuses now what a start could
 // not honour.
 func (e *Engine) plan(ctx context.Context, r CreateRequest, img *image.Image) (*record, error) {
-	if err := checkPlatform(r.Platform, r.Config.Image, img); err != nil {
-		return nil, err
-	}
 	cfg, err := merge(r.Config, img.DockerConfig)
 	if err != nil {
 		return nil, err
@@ -117,7 +115,8 @@ func (e *Engine) plan(ctx context.Context, r CreateRequest, img *image.Image) (*
 	}
 	rec := &record{
 		ID: newID(), Name: r.Name, Created: e.cfg.Now().UTC(), Config: cfg, Host: host,
-		ImageID: img.ID, ImageRef: r.Config.Image, Image: img.Target, Platform: img.Config.Platform, Kind: kind, State: Created,
+		ImageID: img.ID, ImageRef: r.Config.Image, Image: img.Target, Platform: img.Platform, Kind: kind, State: Created,
+		Warnings: platformWarnings(r, img.Platform, kind),
 	}
 	if cfg.Hostname == "" && !host.UTSMode.IsHost() {
 		cfg.Hostname = short(rec.ID)
@@ -264,16 +263,41 @@ func (e *Engine) unmappable(plans []MountPlan) string {
 	return ""
 }
 
-// checkPlatform refuses an image that this host cannot run, or that is not the one asked for.
-func checkPlatform(want *ocispec.Platform, name string, img *image.Image) error {
-	have := img.Config.Platform
-	if have.OS != "" && have.OS != "linux" || have.Architecture != "" && have.Architecture != runtime.GOARCH {
-		return invalid("cannot run image %s: it is for %s/%s and this host is linux/%s; load an image for this platform", name, have.OS, have.Architecture, runtime.GOARCH)
+// imageFor finds the image of a new container: the variant for the platform that
+// was asked for, or what the name stands for.
+func (e *Engine) imageFor(ctx context.Context, r CreateRequest) (*image.Image, error) {
+	if r.Platform == nil {
+		return e.cfg.Images.Get(ctx, r.Config.Image)
 	}
-	if want != nil && (want.OS != "" && want.OS != "linux" || want.Architecture != "" && have.Architecture != "" && want.Architecture != have.Architecture) {
-		return refusef(errdefs.ErrNotFound, "image with reference %s was found but does not provide the specified platform (%s/%s): it is for %s/%s", name, want.OS, want.Architecture, have.OS, have.Architecture)
+	return e.cfg.Images.Select(ctx, r.Config.Image, *r.Platform)
+}
+
+// platformWarnings are Docker's about an image of another platform than the
+// host's when none was asked for, and the reason why it will not start. A
+// container that cannot be started can still be copied from and committed.
+func platformWarnings(r CreateRequest, p ocispec.Platform, kind isolation.Kind) []string {
+	var out []string
+	if r.Platform == nil && !platform.Fits(p) {
+		out = append(out, fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
+			platforms.FormatAll(p), platforms.FormatAll(platform.Detected())))
 	}
-	return nil
+	switch v := platform.CanRun(p, kind == isolation.VM); v.Answer {
+	case platform.No:
+		out = append(out, fmt.Sprintf("the container cannot be started: it is for %s: %s", platform.Name(p), v.Why))
+	case platform.Unknown:
+		out = append(out, fmt.Sprintf("it is not known whether %s runs here: %s", platform.Name(p), v.Why))
+	}
+	return out
+}
+
+// checkPlatform refuses to start what this host cannot run.
+func checkPlatform(rec *record) error {
+	p := platform.Of(rec.Platform)
+	v := platform.CanRun(p, rec.Kind == isolation.VM)
+	if v.Answer != platform.No {
+		return nil
+	}
+	return invalid("cannot run image %s: it is for %s and this host is %s: %s; %s", rec.ImageRef, platform.Name(p), platform.Name(platform.Host()), v.Why, v.Mend)
 }
 
 // notTheImage makes an invalid request of an object that is not found: clients

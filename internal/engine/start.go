@@ -130,6 +130,9 @@ func (e *Engine) launch(ctx context.Context, b *box) (_ *shim.Shim, pid int, err
 		upper: e.upperDir(b.id), dir: e.runDir(b.id), logPath: e.logPath(b.id), parent: e.cfg.CgroupParent,
 		hostname: e.host, ids: e.ids,
 	}
+	if err := checkPlatform(&rec); err != nil {
+		return nil, 0, err
+	}
 	if err := e.makeDirs(&rec); err != nil {
 		return nil, 0, err
 	}

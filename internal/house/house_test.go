@@ -21,11 +21,11 @@ import (
 // rooms inside itself. The longest matching prefix counts.
 var rank = map[string]int{
 	"internal/version": 0, "internal/failure": 0, "internal/pace": 0, "internal/xz": 0, "internal/interrupt": 0, "internal/filters": 0,
-	"internal/sys": 1, "internal/event": 1, "internal/state": 1, "internal/isolation": 1,
+	"internal/sys": 1, "internal/platform": 2, "internal/event": 1, "internal/state": 1, "internal/isolation": 1,
 	"internal/isolation/userdb": 2,
 	"internal/sys/cgroup":       2, "internal/rootfs": 2,
 	"internal/image": 3, "internal/volume": 3, "internal/network": 3, "internal/logs": 3,
-	"internal/image/erofs": 1, "internal/image/flat": 2, "internal/image/remote": 2,
+	"internal/image/erofs": 1, "internal/image/flat": 2, "internal/image/remote": 2, "internal/image/remote/pick": 3,
 	"internal/builder/store": 4, "internal/build/store": 2,
 	"internal/isolation/container": 4, "internal/isolation/vm": 4,
 	"internal/isolation/container/seccomp": 3,
@@ -37,7 +37,7 @@ var rank = map[string]int{
 	"internal/api":     8, "internal/api/versions": 7,
 	"internal/daemon": 9,
 	"internal/client": 1,
-	"internal/build":  5, "internal/build/wire": 1, "internal/build/words": 3, "internal/build/command": 6,
+	"internal/build":  5, "internal/build/wire": 1, "internal/build/words": 4, "internal/build/command": 6,
 	"internal/compare": 2,
 	"internal/cli":     9,
 	"internal/house":   10,

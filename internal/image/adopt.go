@@ -22,13 +22,12 @@ type ready struct {
 }
 
 // Adopt makes an image of a manifest, or of the index that leads to one for
-// this host, all of whose blobs are in the content store: its flat layers and
+// this host or else for another, all of whose blobs are in the content store: its flat layers and
 // index are made where they are missing, and it takes names (familiar or full
 // ones) from the images that have them; without any it is dangling. The
 // content may be kept by nothing but a lease of the caller's: from here on a
 // lease of its own and then the image keep it. Nothing is left after an error.
-// Errors: *PlatformError, errdefs.ErrInvalidArgument for a blob that is
-// missing or makes no sense, errdefs.ErrResourceExhausted for a full disk.
+// Errors: errdefs.ErrInvalidArgument for a blob that is missing or makes no sense, errdefs.ErrResourceExhausted for a full disk.
 func (s *Store) Adopt(ctx context.Context, target ocispec.Descriptor, names []string) (_ *Image, err error) {
 	defer func() {
 		if err != nil {
@@ -67,7 +66,7 @@ func (s *Store) adopt(ctx context.Context, found []candidate, progress func(stri
 		if err := s.prepare(ctx, img, progress); err != nil {
 			return nil, err
 		}
-		if err := s.label(ctx, img.target); err != nil {
+		if err := s.label(ctx, img.target, img.only); err != nil {
 			return nil, err
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"proa/internal/image/remote/pick"
+	"proa/internal/platform"
 )
 
 // archive is what one pass over an image archive found. Its names are keys
@@ -33,17 +34,51 @@ type archive struct {
 type candidate struct {
 	target ocispec.Descriptor
 	names  []string // full
-	// What is wanted of an index: the image with this config, or else the
-	// image for a platform, nil for this host's.
+	// What is wanted: the image with this config, one for exactly one of some
+	// platforms, or one that a machine of a platform runs. None set: any, the one
+	// that fits this host best.
 	want digest.Digest
+	only []ocispec.Platform
 	plf  *ocispec.Platform
+	// part is an index that takes the place of the target in an archive, with
+	// the manifests kids, where not all of the target is here or wanted.
+	part ocispec.Descriptor
+	kids []ocispec.Descriptor
 }
 
-func (c candidate) platform() ocispec.Platform {
+// matches reports whether an image's platform is one that is wanted.
+func (c candidate) matches(p ocispec.Platform) bool {
+	p = platform.Of(p)
 	if c.plf != nil {
-		return *c.plf
+		return platforms.Only(*c.plf).Match(p)
 	}
-	return platforms.DefaultSpec()
+	return len(c.only) == 0 || slices.ContainsFunc(c.only, func(o ocispec.Platform) bool { return platform.Exact(o).Match(p) })
+}
+
+// best gives the index of the platform that is taken of those that match.
+func (c candidate) best(of []ocispec.Platform) int {
+	if c.plf == nil {
+		return platform.Best(of)
+	}
+	best := 0
+	for i, p := range of {
+		if platforms.Only(*c.plf).Less(platform.Of(p), platform.Of(of[best])) {
+			best = i
+		}
+	}
+	return best
+}
+
+// mismatch is the error about an image that is for other platforms.
+func (c candidate) mismatch(have []string) error {
+	e := &PlatformError{Want: platform.Name(platform.Host()), Have: have, Asked: c.plf != nil || len(c.only) > 0}
+	switch {
+	case c.plf != nil:
+		e.Want = platform.Name(*c.plf)
+	case len(c.only) > 0:
+		e.Want = pick.List(platform.Names(c.only))
+	}
+	return e
 }
 
 // The documents that say what an archive holds.
@@ -190,11 +225,10 @@ func (a *archive) ociImages(index []byte) ([]candidate, error) {
 	}
 	var out []candidate
 	for _, d := range idx.Manifests {
-		if pick.IsAttestation(d) {
+		// An unknown kind is not an error (image-spec, image-index.md).
+		known := d.MediaType == "" || images.IsIndexType(d.MediaType) || images.IsManifestType(d.MediaType)
+		if pick.IsAttestation(d) || !known || checkDigest(d.Digest) != nil {
 			continue
-		}
-		if err := checkDigest(d.Digest); err != nil {
-			return nil, err
 		}
 		if _, ok := a.lookup("blobs/sha256/" + d.Digest.Encoded()); !ok {
 			return nil, fmt.Errorf("the archive has no blob %s, which its %s names (truncated?): %w", d.Digest, ocispec.ImageIndexFile, errdefs.ErrInvalidArgument)

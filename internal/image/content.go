@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"proa/internal/image/remote/pick"
 	"proa/internal/interrupt"
 )
 
@@ -266,16 +267,35 @@ func (s *Store) walk(ctx context.Context, desc ocispec.Descriptor, fn func(ocisp
 	return visit(desc, 0)
 }
 
+// gcLabel begins the labels of references for containerd's garbage collector.
+const gcLabel = "containerd.io/gc.ref.content."
+
 // label tells containerd's garbage collector what target leads to.
-func (s *Store) label(ctx context.Context, target ocispec.Descriptor) error {
+//
+// of, when it is not empty, are the platforms whose manifests an index keeps.
+func (s *Store) label(ctx context.Context, target ocispec.Descriptor, of []ocispec.Platform) error {
+	wanted := candidate{only: of}
 	return s.walk(ctx, target, func(d ocispec.Descriptor, kids []ocispec.Descriptor) error {
+		if len(of) > 0 && images.IsIndexType(d.MediaType) {
+			var keep []ocispec.Descriptor
+			for _, k := range kids {
+				if _, err := s.describe(ctx, &k, false); err != nil {
+					return err
+				}
+				if images.IsIndexType(k.MediaType) || k.Platform != nil && !pick.IsAttestation(k) && wanted.matches(*k.Platform) {
+					keep = append(keep, k)
+				}
+			}
+			kids = keep
+		}
 		if len(kids) == 0 {
 			return nil
 		}
 		info := content.Info{Digest: d.Digest, Labels: map[string]string{}}
 		var fields []string
-		for i, k := range kids {
-			key := fmt.Sprintf("containerd.io/gc.ref.content.%d", i)
+		for _, k := range kids {
+			// By digest: what is here of an index differs from one load to the next.
+			key := gcLabel + k.Digest.Encoded()[:16]
 			info.Labels[key] = k.Digest.String()
 			fields = append(fields, "labels."+key)
 		}

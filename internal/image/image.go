@@ -141,6 +141,8 @@ type Image struct {
 	Names []string
 	// Digests are the names with the digest of Target, "busybox@sha256:...".
 	Digests []string
+	// Platform is what the config says of it, in the spelling of package platform.
+	Platform ocispec.Platform
 	// Config is the image's configuration as the OCI specification has it.
 	Config ocispec.Image
 	// DockerConfig is its run configuration with Docker's extra fields

@@ -19,18 +19,17 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"proa/internal/image/flat"
-	"proa/internal/image/remote/pick"
 	"proa/internal/interrupt"
+	"proa/internal/platform"
 )
 
 // Import makes an image of one layer from the tar of a root file system,
 // packed with gzip, zstd, bzip2, xz or not at all. ref is the image's name and
 // may be empty. changes are lines of a Dockerfile (see applyChanges); message
-// goes into the history. platform ("" is this host's) must be one that runs
-// here. Errors: errdefs.ErrInvalidArgument for a bad change, quoting it, and
-// for a stream that is no tar; *PlatformError;
-// errdefs.ErrResourceExhausted for a full disk. Nothing is left after one.
-func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes []string, message, platform string) (_ *Image, err error) {
+// goes into the history. plf ("" is this host's) may be any platform of Linux.
+// Errors: errdefs.ErrInvalidArgument for a bad change, quoting it, for another
+// operating system and for a stream that is no tar; errdefs.ErrResourceExhausted for a full disk. Nothing is left after one.
+func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes []string, message, plf string) (_ *Image, err error) {
 	defer func() {
 		if err != nil {
 			err = s.explain(fmt.Errorf("cannot import image: %w", err))
@@ -44,14 +43,13 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes []s
 		}
 		names = []string{n.String()}
 	}
-	host := platforms.DefaultSpec()
-	plf := host
-	if platform != "" {
-		if plf, err = platforms.Parse(platform); err != nil {
+	target := platform.Host()
+	if plf != "" {
+		if target, err = platforms.Parse(plf); err != nil {
 			return nil, fmt.Errorf("platform %w: %w", err, errdefs.ErrInvalidArgument)
 		}
-		if !platforms.Only(host).Match(plf) {
-			return nil, &PlatformError{Want: pick.Name(host), Have: []string{pick.Name(plf)}}
+		if target.OS != platform.Host().OS {
+			return nil, fmt.Errorf("operating system is not supported: %q: %w", target.OS, errdefs.ErrInvalidArgument)
 		}
 	}
 	// Before the stream is read: it may be long.
@@ -80,7 +78,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes []s
 		Comment string `json:"comment,omitempty"`
 	}{Comment: message}
 	config.Created = &now
-	config.Platform = ocispec.Platform{Architecture: plf.Architecture, OS: plf.OS, Variant: plf.Variant}
+	config.Platform = ocispec.Platform{Architecture: target.Architecture, OS: target.OS, Variant: target.Variant}
 	config.Config = run
 	config.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{layer.DiffID}}
 	config.History = []ocispec.History{{Created: &now, Comment: message}}

@@ -14,11 +14,12 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"proa/internal/image/remote/pick"
 	"proa/internal/interrupt"
+	"proa/internal/platform"
 )
 
 // workPrefix begins the leases of unfinished work. None outlives its engine.
@@ -75,10 +76,11 @@ func (j *job) detachWork() {
 // a tar that may be packed with gzip, zstd or bzip2. It returns their names,
 // or ids where they have none, as people write them. progress, which may be
 // nil, gets lines for people. Either all images of the archive are there
-// afterwards or none. Errors: *DigestError, *PlatformError,
-// errdefs.ErrInvalidArgument for any other damaged, truncated or foreign
+// afterwards or none. only, if not empty, are the platforms that are taken of
+// each image. Errors: *DigestError, *PlatformError for an image that is for
+// none of them, errdefs.ErrInvalidArgument for any other damaged, truncated or foreign
 // archive, errdefs.ErrResourceExhausted for a full disk.
-func (s *Store) Load(ctx context.Context, r io.Reader, progress func(string)) (_ []string, err error) {
+func (s *Store) Load(ctx context.Context, r io.Reader, progress func(string), only ...ocispec.Platform) (_ []string, err error) {
 	progress = oneAtATime(progress)
 	defer func() {
 		if err != nil {
@@ -103,6 +105,9 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(string)) (_
 	found, err := s.candidates(ctx, a, j.ref)
 	if err != nil {
 		return nil, err
+	}
+	for i := range found {
+		found[i].only = only
 	}
 	all, err := s.adopt(ctx, found, progress)
 	if err != nil {
@@ -133,44 +138,56 @@ func oneAtATime(fn func(string)) func(string) {
 	}
 }
 
-// resolveAll picks what this host can run. A candidate for another platform
-// is passed over only if another one has its name.
+// errNoImage marks a manifest that is of another kind than a container image.
+var errNoImage = errors.New("no container image")
+
+// resolveAll resolves the candidates. One that does not fit this host is passed
+// over only if one that does has all its names; one that is no image, if there
+// is an image.
 func (s *Store) resolveAll(ctx context.Context, found []candidate) ([]*ready, error) {
-	var out []*ready
-	var foreign []candidate
-	var why *PlatformError
+	var out, foreign []*ready
+	var failed error
+	var missing *PlatformError
 	for _, c := range found {
 		img, err := s.resolve(ctx, c)
 		var p *PlatformError
-		if errors.As(err, &p) {
-			foreign = append(foreign, c)
-			if why == nil {
-				why = p
-			} else {
-				why.Have = append(why.Have, p.Have...)
-			}
-			continue
-		}
-		if err != nil {
+		switch {
+		case errors.As(err, &p) && missing != nil:
+			missing.Have = append(missing.Have, p.Have...)
+		case errors.As(err, &p):
+			missing = p
+		case errors.Is(err, errNoImage):
+			failed = err
+		case err != nil:
 			return nil, err
+		case platform.Fits(img.config.oci.Platform):
+			out = append(out, img)
+		default:
+			foreign = append(foreign, img)
 		}
-		out = append(out, img)
 	}
-	for _, c := range foreign {
-		covered := len(out) > 0 && !slices.ContainsFunc(c.names, func(n string) bool {
-			return !slices.ContainsFunc(out, func(r *ready) bool { return slices.Contains(r.names, n) })
+	if missing != nil {
+		slices.Sort(missing.Have)
+		missing.Have = slices.Compact(missing.Have)
+		return nil, missing
+	}
+	fitting := out
+	for _, f := range foreign {
+		covered := len(f.names) > 0 && !slices.ContainsFunc(f.names, func(n string) bool {
+			return !slices.ContainsFunc(fitting, func(r *ready) bool { return slices.Contains(r.names, n) })
 		})
 		if !covered {
-			slices.Sort(why.Have)
-			why.Have = slices.Compact(why.Have)
-			return nil, why
+			out = append(out, f)
 		}
+	}
+	if len(out) == 0 {
+		return nil, failed
 	}
 	return out, nil
 }
 
-// resolve follows a candidate to the manifest and config for this host and
-// checks that all it needs is in the content store.
+// resolve follows a candidate to its manifest and config and checks that all
+// it needs is in the content store.
 func (s *Store) resolve(ctx context.Context, c candidate) (*ready, error) {
 	desc := c.target
 	if desc.MediaType == "" {
@@ -191,33 +208,24 @@ func (s *Store) resolve(ctx context.Context, c candidate) (*ready, error) {
 		desc = next
 	}
 	if !images.IsManifestType(desc.MediaType) {
-		return nil, fmt.Errorf("%s is no image: its media type is %q: %w", desc.Digest, desc.MediaType, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%s is no image: its media type is %q: %w: %w", desc.Digest, desc.MediaType, errNoImage, errdefs.ErrInvalidArgument)
 	}
 	m, err := s.manifest(ctx, desc)
 	if err != nil {
 		return nil, err
 	}
 	if t := m.Config.MediaType; t != "" && !images.IsConfigType(t) {
-		return nil, fmt.Errorf("%s is no container image: its config is a %q: %w", desc.Digest, t, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%s is no container image: its config is a %q: %w: %w", desc.Digest, t, errNoImage, errdefs.ErrInvalidArgument)
 	}
 	p, err := s.config(ctx, m.Config.Digest)
 	if err != nil {
 		return nil, err
 	}
-	host := c.platform()
-	have := ocispec.Platform{OS: p.oci.OS, Architecture: p.oci.Architecture, Variant: p.oci.Variant}
-	if have.OS == "" {
-		have.OS = "linux"
-	}
-	if have.Architecture == "" {
-		have.Architecture = host.Architecture
-	}
-	if c.want != "" {
-		if m.Config.Digest != c.want {
-			return nil, fmt.Errorf("%s is not the manifest of image %s: %w", desc.Digest, c.want, errdefs.ErrNotFound)
-		}
-	} else if !platforms.Only(host).Match(platforms.Normalize(have)) {
-		return nil, &PlatformError{Want: pick.Name(host), Have: []string{pick.Name(have)}, Asked: c.plf != nil}
+	switch have := platform.Of(p.oci.Platform); {
+	case c.want != "" && m.Config.Digest != c.want:
+		return nil, fmt.Errorf("%s is not the manifest of image %s: %w", desc.Digest, c.want, errdefs.ErrNotFound)
+	case c.want == "" && !c.matches(have):
+		return nil, c.mismatch([]string{platform.Name(have)})
 	}
 	if len(m.Layers) != len(p.oci.RootFS.DiffIDs) {
 		return nil, fmt.Errorf("image manifest %s has %d layers and its config names %d: %w", desc.Digest, len(m.Layers), len(p.oci.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
@@ -231,58 +239,73 @@ func (s *Store) resolve(ctx context.Context, c candidate) (*ready, error) {
 }
 
 // choose picks the manifest of an index that the candidate wants, among those
-// that are here.
+// that are here: of several that match, the one that fits this host best.
 func (s *Store) choose(ctx context.Context, index ocispec.Descriptor, c candidate) (ocispec.Descriptor, error) {
 	kids, err := s.children(ctx, index)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	host := platforms.Only(c.platform())
-	var best *ocispec.Descriptor
+	var fits, nested []ocispec.Descriptor
+	var of []ocispec.Platform
 	var have []string
 	for _, d := range kids {
-		if pick.IsAttestation(d) {
-			continue
+		id, err := s.describe(ctx, &d, c.want != "")
+		if err != nil {
+			return ocispec.Descriptor{}, err
 		}
-		if d.MediaType == "" {
-			if d.MediaType, err = s.guessType(ctx, d); err != nil {
-				return ocispec.Descriptor{}, err
+		switch {
+		case pick.IsAttestation(d) || !images.IsManifestType(d.MediaType) && !images.IsIndexType(d.MediaType):
+		case c.want != "" && id == c.want:
+			return d, nil
+		case d.Platform == nil && images.IsIndexType(d.MediaType):
+			nested = append(nested, d)
+		case d.Platform != nil && c.want == "":
+			have = append(have, platform.Name(platform.Of(*d.Platform)))
+			if c.matches(*d.Platform) {
+				fits, of = append(fits, d), append(of, *d.Platform)
 			}
 		}
-		if (d.Platform == nil || c.want != "") && images.IsManifestType(d.MediaType) {
-			m, err := s.manifest(ctx, d)
-			if err != nil {
-				return ocispec.Descriptor{}, err
-			}
-			if c.want != "" {
-				if m.Config.Digest == c.want {
-					return d, nil
-				}
-				continue
-			}
-			p, err := s.config(ctx, m.Config.Digest)
-			if err != nil {
-				return ocispec.Descriptor{}, err
-			}
-			d.Platform = &ocispec.Platform{OS: p.oci.OS, Architecture: p.oci.Architecture, Variant: p.oci.Variant}
-		}
-		if d.Platform != nil {
-			have = append(have, pick.Name(*d.Platform))
-			if !host.Match(*d.Platform) || best != nil && !host.Less(*d.Platform, *best.Platform) {
-				continue
-			}
-		} else if best != nil {
-			continue
-		}
-		best = &d
 	}
-	if best == nil {
-		if c.want != "" {
-			return ocispec.Descriptor{}, fmt.Errorf("index %s holds no manifest of image %s: %w", index.Digest, c.want, errdefs.ErrNotFound)
-		}
-		return ocispec.Descriptor{}, &PlatformError{Want: pick.Name(c.platform()), Have: have, Asked: c.plf != nil}
+	switch {
+	case len(fits) > 0:
+		return fits[c.best(of)], nil
+	case len(nested) > 0:
+		return nested[0], nil
+	case c.want != "":
+		return ocispec.Descriptor{}, fmt.Errorf("index %s holds no manifest of image %s: %w", index.Digest, c.want, errdefs.ErrNotFound)
 	}
-	return *best, nil
+	return ocispec.Descriptor{}, c.mismatch(have)
+}
+
+// describe completes an index's entry that is here: its media type, and the
+// platform of a manifest from its config where the entry does not name one. It
+// returns the digest of the config if that was read or whole is set.
+func (s *Store) describe(ctx context.Context, d *ocispec.Descriptor, whole bool) (id digest.Digest, err error) {
+	if pick.IsAttestation(*d) {
+		return "", nil
+	}
+	if d.MediaType == "" {
+		if d.MediaType, err = s.guessType(ctx, *d); err != nil {
+			return "", err
+		}
+	}
+	named := d.Platform != nil && d.Platform.Architecture != ""
+	if !images.IsManifestType(d.MediaType) || named && !whole {
+		return "", nil
+	}
+	m, err := s.manifest(ctx, *d)
+	if err != nil {
+		return "", err
+	}
+	if named || m.Config.MediaType != "" && !images.IsConfigType(m.Config.MediaType) {
+		return m.Config.Digest, nil
+	}
+	p, err := s.config(ctx, m.Config.Digest)
+	if err != nil {
+		return "", err
+	}
+	d.Platform = &ocispec.Platform{OS: p.oci.OS, Architecture: p.oci.Architecture, Variant: p.oci.Variant, OSVersion: p.oci.OSVersion}
+	return m.Config.Digest, nil
 }
 
 // guessType tells an index from a manifest where a descriptor does not.

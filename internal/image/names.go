@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/metadata/boltutil"
@@ -15,6 +16,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+
+	"proa/internal/platform"
 )
 
 // idLabel, on a record of containerd's image store, holds the digest of the
@@ -181,17 +184,9 @@ func (s *Store) image(ctx context.Context, id digest.Digest, all []images.Image)
 		return nil, err
 	}
 	img := &Image{
-		ID:            id,
-		Config:        p.oci,
-		DockerConfig:  p.docker,
-		Comment:       p.comment,
-		DockerVersion: p.version,
-		RawConfig:     slices.Clone(p.raw),
-		ChainID:       p.chain,
+		ID: id,
 	}
-	if p.oci.Created != nil {
-		img.Created = *p.oci.Created
-	}
+	img.setConfig(p)
 	for _, r := range all {
 		if recordID(r) != id {
 			continue
@@ -218,7 +213,24 @@ func (s *Store) image(ctx context.Context, id digest.Digest, all []images.Image)
 	}
 	slices.Sort(img.Names)
 	slices.Sort(img.Digests)
-	for _, d := range p.oci.RootFS.DiffIDs {
+	s.measure(img)
+	return img, nil
+}
+
+// setConfig fills in what a config says.
+func (img *Image) setConfig(p *parsed) {
+	img.Platform, img.Config, img.DockerConfig = platform.Of(p.oci.Platform), p.oci, p.docker
+	img.Comment, img.DockerVersion, img.RawConfig, img.ChainID = p.comment, p.version, slices.Clone(p.raw), p.chain
+	img.Created = time.Time{}
+	if p.oci.Created != nil {
+		img.Created = *p.oci.Created
+	}
+}
+
+// measure sums up the files of an image's layers.
+func (s *Store) measure(img *Image) {
+	img.Size, img.LayerSizes = 0, nil
+	for _, d := range img.Config.RootFS.DiffIDs {
 		l, err := s.layerSize(d)
 		if err != nil {
 			s.warn(err) // it can still be looked at, removed and loaded again
@@ -226,7 +238,6 @@ func (s *Store) image(ctx context.Context, id digest.Digest, all []images.Image)
 		img.Size += l.files
 		img.LayerSizes = append(img.LayerSizes, l.files)
 	}
-	return img, nil
 }
 
 // Tag gives an image one more name, taking it from the image that has it now.

@@ -19,6 +19,7 @@ import (
 
 	"proa/internal/image/remote"
 	"proa/internal/image/remote/pick"
+	"proa/internal/platform"
 )
 
 // atOnce is how many layers of one image are fetched or sent at a time.
@@ -162,6 +163,9 @@ func (s *Store) current(ctx context.Context, c candidate) (digest.Digest, bool) 
 	if err != nil || img.id != recordID(rec) {
 		return "", false
 	}
+	if c.plf == nil && images.IsIndexType(rec.Target.MediaType) && !platform.Fits(img.config.oci.Platform) {
+		return "", false // the registry may have the one for this host
+	}
 	for _, d := range img.config.oci.RootFS.DiffIDs {
 		if l, err := s.haveLayer(d); l == nil || err != nil {
 			return "", false
@@ -237,7 +241,11 @@ func (p *puller) choose(ctx context.Context, m remote.Manifest, c candidate) (re
 		if err := decodeJSON(m.Raw, "image index "+m.Digest.String(), &idx); err != nil {
 			return m, err
 		}
-		d, err := pick.Platform(idx.Manifests, c.platform(), c.plf != nil)
+		want := platform.Host()
+		if c.plf != nil {
+			want = *c.plf
+		}
+		d, err := pick.Platform(idx.Manifests, want, c.plf != nil)
 		if err != nil {
 			return m, err
 		}

@@ -23,6 +23,8 @@ import (
 // PushOptions are what a push can be told.
 type PushOptions struct {
 	Auth remote.Credentials
+	// Platform, if set, is the one variant that is sent.
+	Platform *ocispec.Platform
 	// Progress gets what happens, from one goroutine at a time.
 	Progress func(Progress)
 	// Begun is called when the registry has let us in.
@@ -46,7 +48,8 @@ type PushResult struct {
 // manifest of the image that the name stands for is sent alone, as Docker does
 // it, since a registry refuses an index with holes. Blobs that the registry
 // has are not sent; those that it is known to have in another repository are
-// mounted from there.
+// mounted from there. With a platform the manifest of that one is sent alone; one
+// that is not here is errdefs.ErrNotFound.
 //
 // Errors: errdefs.ErrNotFound, ErrUnauthenticated, ErrPermissionDenied,
 // ErrUnavailable.
@@ -72,7 +75,7 @@ func (s *Store) Push(ctx context.Context, ref string, o PushOptions) (_ PushResu
 	// what it reads.
 	j.detachWork()
 	defer func() { err = j.end(ctx, err) }()
-	chosen, err := s.choices(ctx, j, []string{named.String()})
+	chosen, err := s.choices(ctx, j, []string{named.String()}, false)
 	if errdefs.IsNotFound(err) {
 		return out, fmt.Errorf("An image does not exist locally with the tag: %s: %w", reference.FamiliarName(named), errdefs.ErrNotFound) //nolint:staticcheck // Docker's words
 	}
@@ -83,7 +86,7 @@ func (s *Store) Push(ctx context.Context, ref string, o PushOptions) (_ PushResu
 	if p.tell == nil {
 		p.tell = func(Progress) {}
 	}
-	target, err := p.plan(ctx, chosen[0])
+	target, err := p.plan(ctx, chosen[0], o.Platform)
 	if err != nil {
 		return out, err
 	}
@@ -95,7 +98,7 @@ func (s *Store) Push(ctx context.Context, ref string, o PushOptions) (_ PushResu
 		o.Begun()
 	}
 	out.Target = target
-	if out.Part = target.Digest != chosen[0].target.Digest; out.Part {
+	if out.Part = o.Platform == nil && target.Digest != chosen[0].target.Digest; out.Part {
 		out.Index = chosen[0].target
 	}
 	if err := p.blobs(ctx); err != nil {
@@ -121,7 +124,14 @@ type part struct {
 }
 
 // plan finds out what must be sent.
-func (p *pusher) plan(ctx context.Context, c candidate) (ocispec.Descriptor, error) {
+func (p *pusher) plan(ctx context.Context, c candidate, only *ocispec.Platform) (ocispec.Descriptor, error) {
+	if only != nil {
+		part, _, err := p.s.narrow(ctx, c, []ocispec.Platform{*only})
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		c = part
+	}
 	img, err := p.s.resolve(ctx, c)
 	if err != nil {
 		return ocispec.Descriptor{}, err

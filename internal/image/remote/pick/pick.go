@@ -18,6 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"proa/internal/image/remote"
+	"proa/internal/platform"
 )
 
 // TagError says that a repository has no such tag, and what it has. Its kind
@@ -55,7 +56,7 @@ type PlatformError struct {
 // Error names both platforms.
 func (e *PlatformError) Error() string {
 	if e.Asked {
-		return fmt.Sprintf("the image is for %s and not for %s, which was asked for", List(e.Have), e.Want)
+		return fmt.Sprintf("the image was found but does not match the specified platform: it is for %s and not for %s, which was asked for", List(e.Have), e.Want)
 	}
 	return fmt.Sprintf("the image is for %s and this host is %s", List(e.Have), e.Want)
 }
@@ -78,16 +79,6 @@ func List(names []string) string {
 	return out + " and " + names[len(names)-1]
 }
 
-// Name is a platform for people: without the "v1" that every amd64 is.
-func Name(p ocispec.Platform) string {
-	p = platforms.Normalize(p)
-	out := p.OS + "/" + p.Architecture
-	if p.Variant != "" && p.Variant != "v1" {
-		out += "/" + p.Variant
-	}
-	return out
-}
-
 // IsAttestation tells build provenance, which hides among an index's
 // manifests, from images.
 func IsAttestation(d ocispec.Descriptor) bool {
@@ -96,11 +87,12 @@ func IsAttestation(d ocispec.Descriptor) bool {
 }
 
 // Platform picks of an index's entries the one for a platform, passing over
-// attestations; asked says that somebody named it. One without a platform is taken when
+// attestations; asked is set when it was named, else the best one for this host
+// is picked. One without a platform is taken when
 // nothing else can be meant.
 func Platform(entries []ocispec.Descriptor, wanted ocispec.Platform, asked bool) (ocispec.Descriptor, error) {
 	want := platforms.Only(wanted)
-	var best *ocispec.Descriptor
+	var fits []ocispec.Descriptor
 	var have []string
 	var unnamed []ocispec.Descriptor
 	for _, d := range entries {
@@ -111,19 +103,33 @@ func Platform(entries []ocispec.Descriptor, wanted ocispec.Platform, asked bool)
 			unnamed = append(unnamed, d)
 			continue
 		}
-		have = append(have, Name(*d.Platform))
-		if want.Match(*d.Platform) && (best == nil || want.Less(*d.Platform, *best.Platform)) {
-			best = &d
+		have = append(have, platform.Name(platform.Of(*d.Platform)))
+		if asked && want.Match(platform.Of(*d.Platform)) || !asked && platform.Fits(*d.Platform) {
+			fits = append(fits, d)
 		}
 	}
 	switch {
-	case best != nil:
-		return *best, nil
+	case len(fits) > 0 && asked:
+		return slices.MinFunc(fits, func(a, b ocispec.Descriptor) int {
+			switch {
+			case want.Less(*a.Platform, *b.Platform):
+				return -1
+			case want.Less(*b.Platform, *a.Platform):
+				return 1
+			}
+			return 0
+		}), nil
+	case len(fits) > 0:
+		of := make([]ocispec.Platform, len(fits))
+		for i, d := range fits {
+			of[i] = *d.Platform
+		}
+		return fits[platform.Best(of)], nil
 	case len(have) == 0 && len(unnamed) == 1:
 		return unnamed[0], nil
 	}
 	slices.Sort(have)
-	return ocispec.Descriptor{}, &PlatformError{Want: Name(wanted), Have: slices.Compact(have), Asked: asked}
+	return ocispec.Descriptor{}, &PlatformError{Want: platform.Name(wanted), Have: slices.Compact(have), Asked: asked}
 }
 
 // Missing adds what there is to a registry's word that something is not there.
