@@ -2,6 +2,8 @@ package api
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"maps"
 	"net"
 	"slices"
@@ -17,8 +19,31 @@ import (
 // say it.
 type createBody struct {
 	container.CreateRequest
-	HostConfig *createHost
-	MacAddress string // of the container, until 1.51
+	HostConfig   *createHost
+	ExposedPorts exposedPorts // ports and ranges of ports
+	MacAddress   string       // of the container, until 1.51
+}
+
+// exposedPorts reads ports and ranges of ports, "8000-8002/tcp", as single ones.
+type exposedPorts network.PortSet
+
+// UnmarshalJSON reads the keys of the object.
+func (e *exposedPorts) UnmarshalJSON(raw []byte) error {
+	var in map[string]struct{}
+	if err := json.Unmarshal(raw, &in); err != nil || in == nil {
+		return err
+	}
+	*e = make(exposedPorts, len(in))
+	for s := range in {
+		r, err := network.ParsePortRange(s)
+		if err != nil {
+			return fmt.Errorf("invalid exposed port %q: %w", s, err)
+		}
+		for p := range r.All() {
+			(*e)[p] = struct{}{}
+		}
+	}
+	return nil
 }
 
 type createHost struct {
@@ -32,6 +57,7 @@ func (b *createBody) newest(version int) (warnings []string, err error) {
 	if b.HostConfig == nil {
 		b.HostConfig = &createHost{}
 	}
+	b.Config.ExposedPorts = network.PortSet(b.ExposedPorts)
 	h := &b.HostConfig.HostConfig
 	b.CreateRequest.HostConfig = h
 	if b.NetworkingConfig == nil {

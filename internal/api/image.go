@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -130,14 +131,20 @@ func (s *Server) imageCreate(c *call) error {
 	if c.query("fromImage") != "" {
 		return s.imagePull(c)
 	}
-	if src != "-" {
-		return bad("cannot import from %q: only the request's body (-) is supported; fetch it and pipe it in", src)
-	}
 	ref := c.query("repo")
 	if tag := c.query("tag"); tag != "" && ref != "" {
 		ref += ":" + tag
 	}
-	img, err := s.Images.Import(c.Context(), c.upload(), ref, c.URL.Query()["changes"], c.query("message"), c.query("platform"))
+	in, message := io.Reader(c.upload()), c.query("message")
+	if src != "-" {
+		body, from, err := fetch(c.Context(), src)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		in, message = body, cmp.Or(message, "Imported from "+from)
+	}
+	img, err := s.Images.Import(c.Context(), in, ref, c.URL.Query()["changes"], message, c.query("platform"))
 	if err != nil {
 		return err
 	}
@@ -205,9 +212,6 @@ func (s *Server) imageList(c *call) error {
 		return err
 	}
 	manifests := c.version >= 47 && c.flag("manifests")
-	if c.version >= 54 && c.flag("identity") && !manifests {
-		return bad("conflicting options: identity requires manifests=1")
-	}
 	out := []imagetypes.Summary{}
 	for _, i := range u.Images {
 		if shown, ok := keep(i.Image); ok {
@@ -338,6 +342,9 @@ func (s *Server) imageRemove(c *call) error {
 	only, err := c.platforms("platforms", 50, 50)
 	if err != nil {
 		return err
+	}
+	if c.version < 50 && c.query("platforms") != "" {
+		return bad("removing some platforms of an image needs API version 1.50; without it the whole image would be removed")
 	}
 	if len(only) > 0 {
 		gone, err := s.Images.RemovePlatforms(c.Context(), c.PathValue("name"), only)

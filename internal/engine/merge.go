@@ -76,11 +76,13 @@ func merge(want *container.Config, img dockerspec.DockerOCIImageConfig) (*contai
 			c.ExposedPorts = network.PortSet{}
 		}
 		for s := range img.ExposedPorts {
-			p, err := network.ParsePort(s)
+			r, err := network.ParsePortRange(s)
 			if err != nil {
-				return nil, invalid("cannot use exposed port %q of the image: %w", s, err)
+				continue // what is no port exposes nothing; the image runs, as with Docker
 			}
-			c.ExposedPorts[p] = struct{}{}
+			for p := range r.All() {
+				c.ExposedPorts[p] = struct{}{}
+			}
 		}
 	}
 	c.Healthcheck = mergeHealth(want.Healthcheck, img.Healthcheck)

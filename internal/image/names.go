@@ -49,6 +49,9 @@ func parseName(name string) (reference.NamedTagged, error) {
 	if _, ok := n.(reference.Digested); ok {
 		return nil, fmt.Errorf("invalid image name %q: a digest cannot be given to an image as a name: %w", name, errdefs.ErrInvalidArgument)
 	}
+	if reference.FamiliarName(n) == digest.Canonical.String() {
+		return nil, fmt.Errorf("refusing to create an ambiguous tag using digest algorithm as name (%q): %w", name, errdefs.ErrInvalidArgument)
+	}
 	return reference.TagNameOnly(n).(reference.NamedTagged), nil
 }
 

@@ -130,7 +130,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (_ PullResu
 	p := &puller{s: s, repo: s.cfg.Registries.Repository(named, o.Auth), tell: t.tell}
 	top, err := p.repo.Manifest(ctx, at)
 	if err != nil {
-		return PullResult{}, pick.Missing(ctx, p.repo, named, at, err)
+		return PullResult{}, pick.Denied(p.repo, named, pick.Missing(ctx, p.repo, named, at, err))
 	}
 	if o.Found != nil {
 		o.Found(top.Digest)
@@ -424,8 +424,10 @@ func (s *Store) RemoteTags(ctx context.Context, name string, auth remote.Credent
 	if err != nil {
 		return nil, err
 	}
-	tags, err := s.cfg.Registries.Repository(named, auth).Tags(ctx)
+	repo := s.cfg.Registries.Repository(named, auth)
+	tags, err := repo.Tags(ctx)
 	if err != nil {
+		err = pick.Denied(repo, named, err)
 		return nil, fmt.Errorf("cannot list the tags of %s: %w", reference.FamiliarName(named), err)
 	}
 	return tags, nil

@@ -65,7 +65,13 @@ func (s *Store) remove(ctx context.Context, ref string, force bool) ([]Removed, 
 		}
 	}
 	if name == "" {
-		name = nameAt(named, ref)
+		same := sameReferences(named, ref)
+		if len(same) > 1 && len(same) < len(named) {
+			return s.untag(ctx, same, named)
+		}
+		if len(same) == 1 {
+			name = same[0].Name
+		}
 	}
 	switch {
 	case name != "" && len(named) > 1:
@@ -127,30 +133,6 @@ func (s *Store) untag(ctx context.Context, gone, named []images.Image) ([]Remove
 	return out, nil
 }
 
-// nameAt finds the one name that "repository@digest" stands for.
-func nameAt(named []images.Image, ref string) string {
-	n, err := reference.ParseNormalizedNamed(ref)
-	if err != nil {
-		return ""
-	}
-	if _, ok := n.(reference.Digested); !ok {
-		return ""
-	}
-	var found []string
-	for _, r := range named {
-		if r.Name == n.String() {
-			return r.Name // it was pulled by its digest
-		}
-		if repository(r.Name) == reference.FamiliarName(n) {
-			found = append(found, r.Name)
-		}
-	}
-	if len(found) != 1 {
-		return ""
-	}
-	return found[0]
-}
-
 func repository(name string) string {
 	n, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
@@ -159,8 +141,33 @@ func repository(name string) string {
 	return reference.FamiliarName(n)
 }
 
-// oneRepository tells whether an id is as good as a name: at most one tag.
-func oneRepository(named []images.Image) bool { return len(named) <= 1 }
+// oneRepository reports whether an id is as good as a name: the image has at
+// most one tag, and digests of the same repository alone.
+func oneRepository(named []images.Image) bool {
+	tags := 0
+	for _, r := range named {
+		if isTagged(r) {
+			tags++
+		}
+		if repository(r.Name) != repository(named[0].Name) {
+			return false
+		}
+	}
+	return tags <= 1
+}
+
+// sameReferences are the names of an image that "repository@digest" stands for:
+// all that the repository has for the digest, tags included.
+func sameReferences(named []images.Image, ref string) []images.Image {
+	n, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return nil
+	}
+	if _, ok := n.(reference.Digested); !ok {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(named), func(r images.Image) bool { return repository(r.Name) != reference.FamiliarName(n) })
+}
 
 // user gives one holder of the image, a running one if there is any.
 func (s *Store) user(ctx context.Context, id digest.Digest) (holder string, running bool, err error) {

@@ -71,6 +71,9 @@ func (t *Teller) hint(ctx context.Context, b build, err error) string {
 			continue
 		}
 		if strings.EqualFold(n.Value, "from") && n.Next != nil {
+			if _, _, perr := instructions.Parse(ast.AST, nil); perr != nil {
+				return "" // the line cannot be read, so its image is not what is wrong
+			}
 			if near, ok := suggest.Search(n.Next.Value, stages, false); ok {
 				return fmt.Sprintf("no stage and no image is called %q; there is a stage %q", n.Next.Value, near)
 			}

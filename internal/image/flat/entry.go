@@ -29,7 +29,8 @@ const maxTarget = 4095
 const maxHops = 40
 
 // splitPath returns the components of a path in a tar stream: as tar does,
-// leading slashes and dots mean nothing; ".." is refused.
+// leading slashes and dots mean nothing. ".." takes back the name before it, as
+// containerd and Docker read it; above the root it is refused.
 func splitPath(name string) ([]string, error) {
 	parts := strings.Split(name, "/")
 	keep := parts[:0]
@@ -37,7 +38,10 @@ func splitPath(name string) ([]string, error) {
 		switch {
 		case p == "" || p == ".":
 		case p == "..":
-			return nil, invalid("the path goes up by %q", "..")
+			if len(keep) == 0 {
+				return nil, invalid("the path goes up by %q and leaves the root", "..")
+			}
+			keep = keep[:len(keep)-1]
 		case !erofs.ValidName(p):
 			return nil, invalid("a name has %d bytes (at most 255) or a NUL", len(p))
 		default:
@@ -64,6 +68,9 @@ func (w *writer) add(h *tar.Header, r io.Reader) error {
 		return err
 	}
 	dirs, base := path[:len(path)-1], path[len(path)-1]
+	if path[0] == linkDir {
+		return w.hide(base, h, r)
+	}
 	for _, p := range path {
 		if strings.HasPrefix(p, metaPrefix) && p != opaqueMark {
 			return nil
@@ -81,9 +88,17 @@ func (w *writer) add(h *tar.Header, r io.Reader) error {
 	if strings.HasPrefix(base, whiteoutPrefix) {
 		return w.whiteout(parent, base)
 	}
+	if h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
+		// Overlayfs's own whiteout, in a layer that is a tar of an upper directory.
+		delete(parent.dir.kids, base)
+		return w.whiteout(parent, whiteoutPrefix+base)
+	}
 	e, err := w.entry(h, r)
 	if err != nil {
 		return err
+	}
+	if e.dir != nil && h.PAXRecords["SCHILY.xattr.trusted.overlay.opaque"] == "y" {
+		e.dir.opaque = true
 	}
 	if w.meta += len(base) + metaSize(e); w.meta > maxMeta {
 		return invalid("the names and attributes of the layer have more than %d bytes", maxMeta)
@@ -95,9 +110,36 @@ func (w *writer) add(h *tar.Header, r io.Reader) error {
 		}
 	} else if old.dir != nil && e.dir != nil {
 		old.ino = e.ino
+		old.dir.opaque = old.dir.opaque || e.dir.opaque
 		return nil
 	}
 	parent.dir.kids[base] = e
+	return nil
+}
+
+// linkDir is where aufs kept files that had several names.
+const linkDir = ".wh..wh.plnk"
+
+// hide keeps a file below linkDir for the hard links that lead there; it has no
+// name of its own.
+func (w *writer) hide(base string, h *tar.Header, r io.Reader) error {
+	if h.Typeflag != tar.TypeReg {
+		return nil
+	}
+	if err := w.another(); err != nil {
+		return err
+	}
+	e, err := w.entry(h, r)
+	if err != nil {
+		return err
+	}
+	if w.meta += len(base) + metaSize(e); w.meta > maxMeta {
+		return invalid("the names and attributes of the layer have more than %d bytes", maxMeta)
+	}
+	if w.hidden == nil {
+		w.hidden = map[string]*entry{}
+	}
+	w.hidden[base] = e
 	return nil
 }
 
@@ -244,6 +286,9 @@ func (w *writer) hardLink(target string) (*entry, error) {
 		return nil, invalid("hard link to a directory")
 	}
 	last := len(path) - 1
+	if e := w.hidden[path[last]]; e != nil && path[0] == linkDir {
+		return &entry{ino: e.ino}, nil
+	}
 	at, rest, err := w.walk(path[:last])
 	if err != nil {
 		return nil, err
@@ -297,9 +342,6 @@ func inode(h *tar.Header) (*erofs.Inode, error) {
 		}
 		ino.Mode |= erofs.TypeBlock
 		if h.Typeflag == tar.TypeChar {
-			if h.Devmajor == 0 && h.Devminor == 0 {
-				return nil, invalid("character device 0:0 would be a whiteout of overlayfs; layers mark deletions by %q names", whiteoutPrefix)
-			}
 			ino.Mode = ino.Mode&^erofs.TypeMask | erofs.TypeChar
 		}
 		ino.Major, ino.Minor = uint32(h.Devmajor), uint32(h.Devminor)
@@ -338,8 +380,10 @@ func xattrs(h *tar.Header, fileType uint32) ([]erofs.Xattr, error) {
 	total := 0
 	for _, name := range sortedKeys(values) {
 		value := values[name]
+		// These would steer the overlay of a container; add reads what they say of a
+		// directory, the rest means nothing outside the stack that it was made in.
 		if strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") {
-			return nil, invalid("extended attribute %q would steer overlayfs", name)
+			continue
 		}
 		if !erofs.KnownXattr(name) || !storable(name, fileType) {
 			continue

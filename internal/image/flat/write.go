@@ -224,9 +224,10 @@ func (s *source) explain(err error) error {
 type writer struct {
 	limits Limits
 	root   *entry
-	count  int   // entries so far, implied ones too
-	bytes  int64 // contents so far, holes too
-	meta   int   // bytes of names, targets and attributes so far
+	hidden map[string]*entry // files below linkDir, by base name
+	count  int               // entries so far, implied ones too
+	bytes  int64             // contents so far, holes too
+	meta   int               // bytes of names, targets and attributes so far
 	data   *bufio.Writer
 	block  uint64 // blocks written to data
 	chunk  []byte

@@ -170,13 +170,21 @@ func (r *Repository) Tags(ctx context.Context) ([]string, error) {
 	at := r.url("tags/list")
 	at.RawQuery = "n=1000"
 	var out []string
+	tags, pages := map[string]bool{}, map[string]bool{}
 	for range 1000 {
+		pages[at.String()] = true
 		page, next, err := r.tagPage(ctx, at)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, page...)
-		if next == nil || len(page) == 0 || len(out) >= maxTags {
+		for _, t := range page {
+			if !tags[t] {
+				tags[t] = true
+				out = append(out, t)
+			}
+		}
+		// A page that names one that was seen would be followed for ever.
+		if next == nil || len(page) == 0 || len(out) >= maxTags || pages[next.String()] {
 			break
 		}
 		at = next

@@ -143,6 +143,9 @@ type Repository struct {
 	s    *session
 }
 
+// Anonymous reports whether requests have no credentials.
+func (r *Repository) Anonymous() bool { return r.s.cred.None() }
+
 // Repository opens the way to the repository of name. It does not connect.
 func (c *Client) Repository(name reference.Named, cred Credentials) *Repository {
 	h := HostOf(reference.Domain(name))

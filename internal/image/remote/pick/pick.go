@@ -132,6 +132,16 @@ func Platform(entries []ocispec.Descriptor, wanted ocispec.Platform, asked bool)
 	return ocispec.Descriptor{}, &PlatformError{Want: platform.Name(wanted), Have: slices.Compact(have), Asked: asked}
 }
 
+// Denied makes "not found" of a registry's refusal to give an image to a client
+// without credentials or rights: a registry answers so for what is not there.
+// Clients match Docker's message and its status 404.
+func Denied(repo *remote.Repository, named reference.Named, err error) error {
+	if !errdefs.IsPermissionDenied(err) && !(errdefs.IsUnauthorized(err) && repo.Anonymous()) {
+		return err
+	}
+	return fmt.Errorf("pull access denied for %s, repository does not exist or may require 'docker login': denied: %s: %w", reference.FamiliarName(named), err.Error(), errdefs.ErrNotFound)
+}
+
 // Missing adds what there is to a registry's word that something is not there.
 func Missing(ctx context.Context, repo *remote.Repository, named reference.Named, at string, err error) error {
 	if !errdefs.IsNotFound(err) {
@@ -142,7 +152,7 @@ func Missing(ctx context.Context, repo *remote.Repository, named reference.Named
 	}
 	tags, terr := repo.Tags(ctx)
 	if errdefs.IsNotFound(terr) {
-		return fmt.Errorf("the registry has no repository %q (is the name right? must you log in?): %w", reference.Path(named), err)
+		return fmt.Errorf("the registry has no repository %q (repository does not exist or may require 'docker login'): %w", reference.Path(named), err)
 	}
 	e := &TagError{Ref: reference.FamiliarString(named)}
 	if terr == nil {
@@ -213,7 +223,7 @@ func Why(ctx context.Context, repo *remote.Repository, named reference.Named, wa
 	}
 	m, err := repo.Manifest(ctx, at)
 	if err != nil {
-		return Missing(ctx, repo, named, at, err)
+		return Denied(repo, named, Missing(ctx, repo, named, at, err))
 	}
 	for range depth {
 		if !images.IsIndexType(m.MediaType) {
