@@ -22,6 +22,7 @@ import (
 	"proa/internal/failure"
 	"proa/internal/image/remote"
 	"proa/internal/image/remote/pick"
+	"proa/internal/platform"
 )
 
 // ResolveSourceMetadata finds what a FROM means. BuildKit takes an image that is
@@ -35,7 +36,11 @@ func (w *imageWorker) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp
 		return resp, err
 	}
 	want, have := *opt.ImageOpt.Platform, ocispec.Platform{}
-	if json.Unmarshal(resp.Image.Config, &have) != nil || have.OS == "" || have.Architecture == "" || platforms.Only(want).Match(have) {
+	if json.Unmarshal(resp.Image.Config, &have) != nil || have.Architecture == "" {
+		return resp, nil
+	}
+	have = platform.Of(have)
+	if platforms.Only(want).Match(have) || platform.Exact(platform.Host()).Match(want) && platform.Fits(have) {
 		return resp, nil
 	}
 	name, is := strings.CutPrefix(op.Identifier, srctypes.DockerImageScheme+"://")

@@ -13,10 +13,12 @@ import (
 	"syscall"
 
 	"github.com/docker/go-units"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"proa/internal/api"
 	"proa/internal/engine"
 	"proa/internal/isolation/vm/machine"
+	"proa/internal/platform"
 	"proa/internal/sys/cgroup"
 )
 
@@ -109,6 +111,7 @@ func (h *house) doctor(ctx context.Context) []api.Check {
 	out = append(out, cgroupChecks()...)
 	out = append(out, h.networkChecks(ctx)...)
 	out = append(out, h.machineChecks(ctx)...)
+	out = append(out, platformCheck())
 
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(h.cfg.DataRoot, &st); err != nil {
@@ -123,6 +126,27 @@ func (h *house) doctor(ctx context.Context) []api.Check {
 		}
 	}
 	return out
+}
+
+// platformCheck says which images of other platforms run here as containers.
+// None has to, so it never fails.
+func platformCheck() api.Check {
+	var parts []string
+	for _, arch := range []string{"386", "amd64", "arm64"} {
+		p := platform.Of(ocispec.Platform{OS: "linux", Architecture: arch})
+		if p.Architecture == platform.Host().Architecture {
+			continue
+		}
+		switch v := platform.CanRun(p, false); v.Answer {
+		case platform.Yes:
+			parts = append(parts, platform.Name(p)+" runs")
+		case platform.No:
+			parts = append(parts, platform.Name(p)+" does not: "+v.Why)
+		default:
+			parts = append(parts, platform.Name(p)+" may: "+v.Why)
+		}
+	}
+	return api.Check{Name: "other platforms", State: "yes", Detail: platform.Name(platform.Detected()) + "; " + strings.Join(parts, "; ")}
 }
 
 // rootsCheck is the line about what the engine tried in the data root.
