@@ -3,9 +3,11 @@ package api
 import (
 	"context"
 	"fmt"
+	"mime"
 	"net/http"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -144,13 +146,19 @@ func (s *Server) events(c *call) error {
 	if err != nil {
 		return err
 	}
+	kind := c.eventType()
 	c.started = true
-	c.Header().Set("Content-Type", "application/json")
+	c.Header().Set("Content-Type", kind)
 	c.WriteHeader(http.StatusOK)
 	c.flush()
 	for ev := range ch {
 		if c.version < ev.Since {
 			continue // its clients do not know it
+		}
+		if kind == jsonSequence {
+			if _, err := c.Write([]byte{recordSeparator}); err != nil {
+				return err
+			}
 		}
 		m := eventMessage(ev)
 		if err := c.encode(m); err != nil {
@@ -159,6 +167,31 @@ func (s *Server) events(c *call) error {
 		c.flush()
 	}
 	return nil
+}
+
+// Media types of a stream of events. All of them end an event with a line feed;
+// a JSON sequence begins it with a record separator as well (RFC 7464).
+const (
+	jsonLines       = "application/jsonl"
+	jsonSequence    = "application/json-seq"
+	recordSeparator = 0x1e
+)
+
+// eventType is the media type that the client asked for by name, else the one
+// of its version: JSON lines from 1.52 on.
+func (c *call) eventType() string {
+	for _, accepted := range c.Request.Header.Values("Accept") {
+		for _, one := range strings.Split(accepted, ",") {
+			kind, _, err := mime.ParseMediaType(one)
+			if err == nil && slices.Contains([]string{"application/json", "application/x-ndjson", jsonLines, jsonSequence}, kind) {
+				return kind
+			}
+		}
+	}
+	if c.version < 52 {
+		return "application/json"
+	}
+	return jsonLines
 }
 
 // eventMessage is an event in Docker's shape. This engine is one node, so
