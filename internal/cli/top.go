@@ -10,8 +10,8 @@ import (
 )
 
 func (a *app) topCmd() *cobra.Command {
-	return &cobra.Command{
-		Use: "top CONTAINER [PS OPTIONS]", Short: "List the processes of a container", Args: cobra.MinimumNArgs(1), DisableFlagParsing: true,
+	cmd := &cobra.Command{
+		Use: "top CONTAINER [PS OPTIONS]", Short: "List the processes of a container", Args: cobra.MinimumNArgs(1),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			top, err := c.ContainerTop(ctx, args[0], strings.Join(args[1:], " "))
 			if err != nil {
@@ -34,6 +34,8 @@ func (a *app) topCmd() *cobra.Command {
 			return printRows(a.out, "", cols, rows)
 		}),
 	}
+	cmd.Flags().SetInterspersed(false) // what follows the container is for ps
+	return cmd
 }
 
 // letters keeps what a template key may hold.
