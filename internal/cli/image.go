@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/platforms"
+	"github.com/moby/moby/api/types/image"
 	"github.com/spf13/cobra"
 
 	"proa/internal/client"
@@ -19,7 +21,7 @@ import (
 )
 
 func (a *app) imagesCmd() *cobra.Command {
-	var all, quiet, noTrunc, digests bool
+	var all, quiet, noTrunc, digests, tree bool
 	var format string
 	var wanted []string
 	cmd := &cobra.Command{Use: "images [NAME[:TAG]]", Short: "List images", Args: cobra.MaximumNArgs(1)}
@@ -28,9 +30,13 @@ func (a *app) imagesCmd() *cobra.Command {
 	fl.BoolVarP(&quiet, "quiet", "q", false, "ids only")
 	fl.BoolVar(&noTrunc, "no-trunc", false, "whole ids")
 	fl.BoolVar(&digests, "digests", false, "show digests")
+	fl.BoolVar(&tree, "tree", false, "show the platforms of each image below it")
 	fl.StringVar(&format, "format", "", "table, json, or a Go template")
 	fl.StringArrayVarP(&wanted, "filter", "f", nil, "only those that match KEY=VALUE")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		if tree && (quiet || noTrunc || digests || format != "") {
+			return errors.New("--tree cannot be given together with --quiet, --no-trunc, --digests or --format")
+		}
 		f, err := parseFilters(&filters.Images, wanted)
 		if err != nil {
 			return err
@@ -38,9 +44,12 @@ func (a *app) imagesCmd() *cobra.Command {
 		if len(args) == 1 {
 			f["reference"] = append(f["reference"], args[0])
 		}
-		list, err := c.ImageList(ctx, all, f)
+		list, err := c.ImageList(ctx, all, tree, f)
 		if err != nil {
 			return err
+		}
+		if tree {
+			return printTree(a.out, list)
 		}
 		var rows []row
 		for _, s := range list {
@@ -87,9 +96,33 @@ func (a *app) imagesCmd() *cobra.Command {
 	return cmd
 }
 
+// printTree lists images with the platforms that they have, here or not.
+func printTree(w io.Writer, list []image.Summary) error {
+	var rows []row
+	for _, s := range list {
+		name := "<untagged>"
+		if len(s.RepoTags) > 0 {
+			name = strings.Join(s.RepoTags, ", ")
+		}
+		rows = append(rows, row{"Image": name, "ID": shortID(s.ID), "Disk": humanSize(s.Size), "Content": ""})
+		for _, m := range s.Manifests {
+			if m.Kind != image.ManifestKindImage || m.ImageData == nil {
+				continue
+			}
+			r := row{"Image": "  " + platforms.Format(m.ImageData.Platform), "ID": shortID(m.ID), "Disk": "not here", "Content": ""}
+			if m.Available {
+				r["Disk"], r["Content"] = humanSize(m.Size.Total), humanSize(m.Size.Content)
+			}
+			rows = append(rows, r)
+		}
+	}
+	return printRows(w, "", []column{{"Image", "IMAGE"}, {"ID", "ID"}, {"Disk", "DISK USAGE"}, {"Content", "CONTENT SIZE"}}, rows)
+}
+
 func (a *app) loadCmd() *cobra.Command {
 	var input string
 	var quiet bool
+	var platform []string
 	cmd := &cobra.Command{
 		Use: "load", Short: "Load images from an archive (docker archive or OCI layout, plain, gzip or zstd)", Args: cobra.NoArgs,
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
@@ -108,9 +141,10 @@ func (a *app) loadCmd() *cobra.Command {
 				if p.Stream != "" && !quiet {
 					fmt.Fprint(a.out, p.Stream)
 				}
-			})
+			}, platform...)
 		}),
 	}
+	cmd.Flags().StringSliceVar(&platform, "platform", nil, "take these platforms alone, os/arch[/variant]")
 	cmd.Flags().StringVarP(&input, "input", "i", "", "file to read instead of standard input")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print nothing")
 	return cmd
@@ -118,13 +152,14 @@ func (a *app) loadCmd() *cobra.Command {
 
 func (a *app) saveCmd() *cobra.Command {
 	var output string
+	var platform []string
 	cmd := &cobra.Command{
 		Use: "save IMAGE...", Short: "Write images to an archive that is both a docker archive and an OCI layout", Args: cobra.MinimumNArgs(1),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			if output == "" && isStdoutTerminal(a.out) {
 				return failure.Hint(errors.New("cannot save: standard output is a terminal"), "proa save -o FILE IMAGE, or proa save IMAGE > FILE")
 			}
-			r, err := c.ImageSave(ctx, args)
+			r, err := c.ImageSave(ctx, args, platform...)
 			if err != nil {
 				return err
 			}
@@ -139,6 +174,7 @@ func (a *app) saveCmd() *cobra.Command {
 			return nil
 		}),
 	}
+	cmd.Flags().StringSliceVar(&platform, "platform", nil, "write these platforms alone, os/arch[/variant]")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "file to write instead of standard output")
 	return cmd
 }
@@ -215,12 +251,13 @@ func (a *app) tagCmd() *cobra.Command {
 
 func (a *app) rmiCmd() *cobra.Command {
 	var force, noPrune bool
+	var platform []string
 	cmd := &cobra.Command{
 		Use: "rmi IMAGE...", Short: "Remove names of images, and images without a name", Args: cobra.MinimumNArgs(1),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			failed := false
 			for _, ref := range args {
-				gone, err := c.ImageRemove(ctx, ref, force, noPrune)
+				gone, err := c.ImageRemove(ctx, ref, force, noPrune, platform...)
 				for _, g := range gone {
 					if g.Untagged != "" {
 						fmt.Fprintln(a.out, "Untagged:", g.Untagged)
@@ -241,20 +278,22 @@ func (a *app) rmiCmd() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove it even when stopped containers use it")
+	cmd.Flags().StringSliceVar(&platform, "platform", nil, "remove these platforms of the image alone, os/arch[/variant]")
 	cmd.Flags().BoolVar(&noPrune, "no-prune", false, "keep parents without a name")
 	return cmd
 }
 
 func (a *app) historyCmd() *cobra.Command {
 	var quiet, noTrunc, human bool
-	var format string
+	var format, platform string
 	cmd := &cobra.Command{Use: "history IMAGE", Short: "Show the steps an image was made of", Args: cobra.ExactArgs(1)}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "ids only")
 	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "whole commands and ids")
+	cmd.Flags().StringVar(&platform, "platform", "", "show the image for this platform, os/arch[/variant]")
 	cmd.Flags().BoolVar(&human, "human", true, "sizes and times for people")
 	cmd.Flags().StringVar(&format, "format", "", "table, json, or a Go template")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		steps, err := c.ImageHistory(ctx, args[0])
+		steps, err := c.ImageHistory(ctx, args[0], platform)
 		if err != nil {
 			return err
 		}

@@ -24,7 +24,7 @@ func (a *app) inspectCmd() *cobra.Command { return a.inspectOf("", "inspect") }
 
 // inspectOf prints everything about objects of one type, or of any type.
 func (a *app) inspectOf(only, use string) *cobra.Command {
-	var format, kind string
+	var format, kind, platform string
 	var size bool
 	cmd := &cobra.Command{
 		Use: use + " NAME...", Short: "Show everything about an object as JSON", Args: cobra.MinimumNArgs(1),
@@ -35,7 +35,7 @@ func (a *app) inspectOf(only, use string) *cobra.Command {
 			var values []inspected
 			failed := false
 			for _, name := range args {
-				v, err := inspect(ctx, c, kind, name, size)
+				v, err := inspect(ctx, c, kind, name, size, platform)
 				if err != nil {
 					failure.Report(a.err, "proa", err)
 					failed = true
@@ -55,6 +55,9 @@ func (a *app) inspectOf(only, use string) *cobra.Command {
 	cmd.Flags().StringVarP(&format, "format", "f", "", "a Go template")
 	if only == "" || only == "container" {
 		cmd.Flags().BoolVarP(&size, "size", "s", false, "with sizes on disk")
+	}
+	if only == "image" {
+		cmd.Flags().StringVar(&platform, "platform", "", "show the image for this platform, os/arch[/variant]")
 	}
 	if only == "" {
 		cmd.Flags().StringVar(&kind, "type", "", "container, image, volume or network")
@@ -105,8 +108,9 @@ func printInspected(w io.Writer, format string, values []inspected) error {
 	return nil
 }
 
-// inspect finds an object by name among the types, in Docker's order.
-func inspect(ctx context.Context, c *client.Client, kind, name string, size bool) (inspected, error) {
+// inspect finds an object by name among the types, in Docker's order; platform
+// is for images alone.
+func inspect(ctx context.Context, c *client.Client, kind, name string, size bool, platform string) (inspected, error) {
 	var last error
 	for _, try := range []struct {
 		kind, path string
@@ -124,6 +128,12 @@ func inspect(ctx context.Context, c *client.Client, kind, name string, size bool
 		var q url.Values
 		if size && try.kind == "container" {
 			q = url.Values{"size": {"1"}}
+		}
+		if platform != "" {
+			q = url.Values{}
+			if err := client.Platforms(q, "platform", []string{platform}); err != nil {
+				return inspected{}, err
+			}
 		}
 		err := c.Do(ctx, http.MethodGet, try.path, q, nil, &v)
 		if err == nil {

@@ -110,6 +110,7 @@ func loginHint(err error, named reference.Named) error {
 
 func (a *app) pushCmd() *cobra.Command {
 	var quiet, all bool
+	var platform string
 	cmd := &cobra.Command{
 		Use: "push [flags] NAME[:TAG]", Short: "Send an image to its registry", Args: cobra.ExactArgs(1),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
@@ -139,7 +140,7 @@ func (a *app) pushCmd() *cobra.Command {
 				if !quiet {
 					b.show(p)
 				}
-			}); err != nil {
+			}, platform); err != nil {
 				return loginHint(err, named)
 			}
 			b.end()
@@ -149,6 +150,7 @@ func (a *app) pushCmd() *cobra.Command {
 			return nil
 		}),
 	}
+	cmd.Flags().StringVar(&platform, "platform", "", "send the manifest of this platform alone, os/arch[/variant]")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print only the image's full name")
 	cmd.Flags().BoolVarP(&all, "all-tags", "a", false, "all tags of the repository that are here")
 	return cmd

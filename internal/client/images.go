@@ -3,10 +3,12 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 
+	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/build"
@@ -38,32 +40,63 @@ func (f Filters) query() url.Values {
 	return q
 }
 
-// ImageList lists images; all includes the untagged ones.
-func (c *Client) ImageList(ctx context.Context, all bool, f Filters) ([]image.Summary, error) {
+// ImageList lists images; all includes the untagged ones, manifests what each
+// of them leads to.
+func (c *Client) ImageList(ctx context.Context, all, manifests bool, f Filters) ([]image.Summary, error) {
 	q := f.query()
 	if all {
 		q.Set("all", "1")
+	}
+	if manifests {
+		q.Set("manifests", "1")
 	}
 	var out []image.Summary
 	err := c.Do(ctx, http.MethodGet, "/images/json", q, nil, &out)
 	return out, err
 }
 
+// Platforms puts platforms, "os/arch[/variant]", into a query, as the API wants
+// them: JSON. Empty ones are left out.
+func Platforms(q url.Values, key string, list []string) error {
+	for _, s := range list {
+		if s == "" {
+			continue
+		}
+		p, err := platforms.Parse(s)
+		if err != nil {
+			return fmt.Errorf("invalid --platform %q: %w", s, err)
+		}
+		raw, err := json.Marshal(p)
+		if err != nil {
+			return err
+		}
+		q.Add(key, string(raw))
+	}
+	return nil
+}
+
 // ImageHistory lists the steps an image was made of, newest first.
-func (c *Client) ImageHistory(ctx context.Context, ref string) ([]image.HistoryResponseItem, error) {
+func (c *Client) ImageHistory(ctx context.Context, ref string, platform ...string) ([]image.HistoryResponseItem, error) {
 	var out []image.HistoryResponseItem
-	err := c.Do(ctx, http.MethodGet, "/images/"+ref+"/history", nil, nil, &out)
+	q := url.Values{}
+	if err := Platforms(q, "platform", platform); err != nil {
+		return nil, err
+	}
+	err := c.Do(ctx, http.MethodGet, "/images/"+ref+"/history", q, nil, &out)
 	return out, err
 }
 
 // ImageRemove untags or deletes.
-func (c *Client) ImageRemove(ctx context.Context, ref string, force, noPrune bool) ([]image.DeleteResponse, error) {
+func (c *Client) ImageRemove(ctx context.Context, ref string, force, noPrune bool, platform ...string) ([]image.DeleteResponse, error) {
 	q := url.Values{}
 	if force {
 		q.Set("force", "1")
 	}
 	if noPrune {
 		q.Set("noprune", "1")
+	}
+	if err := Platforms(q, "platforms", platform); err != nil {
+		return nil, err
 	}
 	var out []image.DeleteResponse
 	err := c.Do(ctx, http.MethodDelete, "/images/"+ref, q, nil, &out)
@@ -83,8 +116,12 @@ func (c *Client) ImagePrune(ctx context.Context, f Filters) (image.PruneReport, 
 }
 
 // ImageSave streams one archive with the named images.
-func (c *Client) ImageSave(ctx context.Context, refs []string) (io.ReadCloser, error) {
-	return c.Stream(ctx, http.MethodGet, "/images/get", url.Values{"names": refs}, nil, "")
+func (c *Client) ImageSave(ctx context.Context, refs []string, platform ...string) (io.ReadCloser, error) {
+	q := url.Values{"names": refs}
+	if err := Platforms(q, "platform", platform); err != nil {
+		return nil, err
+	}
+	return c.Stream(ctx, http.MethodGet, "/images/get", q, nil, "")
 }
 
 // Progress is one message of a long request (load, import, pull, push).
@@ -127,8 +164,12 @@ func progress(r io.ReadCloser, show func(Progress)) error {
 }
 
 // ImageLoad sends an archive.
-func (c *Client) ImageLoad(ctx context.Context, r io.Reader, show func(Progress)) error {
-	body, err := c.Stream(ctx, http.MethodPost, "/images/load", nil, r, "application/x-tar")
+func (c *Client) ImageLoad(ctx context.Context, r io.Reader, show func(Progress), platform ...string) error {
+	q := url.Values{}
+	if err := Platforms(q, "platform", platform); err != nil {
+		return err
+	}
+	body, err := c.Stream(ctx, http.MethodPost, "/images/load", q, r, "application/x-tar")
 	if err != nil {
 		return err
 	}
@@ -172,10 +213,13 @@ func (c *Client) ImagePull(ctx context.Context, ref, platform string, auth regis
 
 // ImagePush sends an image to its registry; a name without a tag means all
 // tags that are here.
-func (c *Client) ImagePush(ctx context.Context, named reference.Named, auth registry.AuthConfig, show func(Progress)) error {
+func (c *Client) ImagePush(ctx context.Context, named reference.Named, auth registry.AuthConfig, show func(Progress), platform ...string) error {
 	q := url.Values{}
 	if t, ok := named.(reference.Tagged); ok {
 		q.Set("tag", t.Tag())
+	}
+	if err := Platforms(q, "platform", platform); err != nil {
+		return err
 	}
 	return c.moved(ctx, "/images/"+named.Name()+"/push", q, auth, show)
 }

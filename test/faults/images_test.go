@@ -299,6 +299,26 @@ func TestFaultPlatformParameters(t *testing.T) {
 			t.Errorf("list with manifests: %.300s", body)
 		}
 	})
+	t.Run("TestFaultD37PlatformFlags", func(t *testing.T) {
+		if out := e.MustProa("images", "--tree"); !strings.Contains(out, "linux/arm/v7") || !strings.Contains(out, "many:1") {
+			t.Errorf("images --tree: %s", out)
+		}
+		if out := e.MustProa("image", "inspect", "--platform", "linux/s390x", "-f", "{{.Architecture}}", "many:1"); out != "s390x" {
+			t.Errorf("image inspect --platform: %q", out)
+		}
+		file := filepath.Join(t.TempDir(), "s390x.tar")
+		e.MustProa("save", "--platform", "linux/s390x", "-o", file, "many:1")
+		for _, args := range [][]string{{"history", "many:1"}, {"save", "-o", file + "2", "many:1"}, {"load", "-i", file}, {"rmi", "many:1"}, {"image", "inspect", "many:1"}} {
+			at := 1
+			if args[0] == "image" {
+				at = 2
+			}
+			args = slices.Insert(args, at, "--platform", "linux/riscv64")
+			if r := e.Proa(args...); r.Code == 0 || !strings.Contains(r.Stderr, "linux/riscv64") {
+				t.Errorf("%v: %d %s", args, r.Code, r.Stderr)
+			}
+		}
+	})
 	t.Run("TestFaultRoundTrip", func(t *testing.T) {
 		proatest.Box(t, e.Netns, "127.0.0.1:5000", t.TempDir())
 		e.MustDocker("tag", "many:1", "127.0.0.1:5000/many:1")
