@@ -223,7 +223,7 @@ func Why(ctx context.Context, repo *remote.Repository, named reference.Named, wa
 	}
 	m, err := repo.Manifest(ctx, at)
 	if err != nil {
-		return Denied(repo, named, Missing(ctx, repo, named, at, err))
+		return Missing(ctx, repo, named, at, err)
 	}
 	for range depth {
 		if !images.IsIndexType(m.MediaType) {
