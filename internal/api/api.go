@@ -352,7 +352,7 @@ func (c *call) decode(v any, optional bool) error {
 	return rc.SetReadDeadline(noDeadline)
 }
 
-// discard reads away the body that a request declares and that nobody wants,
+// discard reads away the body that a request declares and no handler reads,
 // within the bounds of other bodies: what comes behind it on the connection is
 // the input of a process.
 func (c *call) discard() error {

@@ -387,8 +387,8 @@ func (s *Server) execCreate(c *call) error {
 
 // execStart refuses what cannot be started while the answer can have a status.
 // Then the head goes out alone, and the process starts: clients that read the
-// head with a buffer lose what comes with it. What fails from here on is told
-// in the stream, and the exit code is in inspect.
+// head with a buffer lose what comes with it. A later failure is written
+// into the stream, and the exit code is in inspect.
 func (s *Server) execStart(c *call) error {
 	var r container.ExecStartRequest
 	if err := c.decode(&r, true); err != nil {

@@ -127,7 +127,7 @@ func (h *hijacked) watch() {
 const farewell = 5 * time.Second
 
 // finish tells the client that nothing more comes and waits until it hangs up.
-// Input that nobody read must not be in the socket when it is closed: the
+// Unread input must not be in the socket when it is closed: the
 // kernel would send a reset, and what was written last would be lost.
 func (h *hijacked) finish() {
 	close(h.quit)

@@ -30,7 +30,7 @@ type psHost struct {
 	memory int64 // bytes
 }
 
-// psColumns are the words of ps -o, as procps 4 titles them.
+// psColumns are the format specifiers of ps -o with the titles of procps 4.
 var psColumns = map[string]psColumn{
 	"pid":  {"PID", func(p *isolation.ProcessInfo, _ *psHost) string { return strconv.Itoa(p.PID) }},
 	"ppid": {"PPID", func(p *isolation.ProcessInfo, _ *psHost) string { return strconv.Itoa(p.PPID) }},

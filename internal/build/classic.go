@@ -80,34 +80,45 @@ type request struct {
 	auths   map[string]clitypes.AuthConfig
 }
 
+// flagOf reads a boolean of a query as Docker does.
+func flagOf(v string) bool {
+	switch strings.ToLower(strings.TrimSpace(v)) {
+	case "", "0", "no", "false", "none":
+		return false
+	}
+	return true
+}
+
+// refuseUnsupported refuses by name what this builder does not have.
+func refuseUnsupported(q url.Values) error {
+	if flagOf(q.Get("squash")) {
+		return errors.New("squash is not supported: layers are flat files here, so squashing would save nothing; leave --squash out")
+	}
+	if q.Get("securityopt") != "" && q.Get("securityopt") != "null" && q.Get("securityopt") != "[]" {
+		return errors.New("security options of a build are not supported; leave --security-opt out")
+	}
+	for _, limit := range []string{"memory", "memswap", "cpushares", "cpuperiod", "cpuquota"} {
+		if v := q.Get(limit); v != "" && v != "0" {
+			return fmt.Errorf("the limit %s of a build is not supported; leave it out", limit)
+		}
+	}
+	if v := q.Get("cpusetcpus") + q.Get("cpusetmems"); v != "" {
+		return errors.New("the limit cpuset of a build is not supported; leave it out")
+	}
+	if q.Get("cgroupparent") != "" {
+		return errors.New("a control group of its own for a build is not supported; leave --cgroup-parent out")
+	}
+	return nil
+}
+
 // ignored are keys of Docker's query that change nothing here: memory and CPU
 // limits of the old builder's containers, and whether those are removed.
 // squash, security options and Windows' isolation are refused by name.
 func readRequest(r *http.Request) (*request, error) {
 	q := r.URL.Query()
-	on := func(name string) bool {
-		switch strings.ToLower(strings.TrimSpace(q.Get(name))) {
-		case "", "0", "no", "false", "none":
-			return false
-		}
-		return true
-	}
-	if on("squash") {
-		return nil, errors.New("squash is not supported: layers are flat files here, so squashing would save nothing; leave --squash out")
-	}
-	if q.Get("securityopt") != "" && q.Get("securityopt") != "null" && q.Get("securityopt") != "[]" {
-		return nil, errors.New("security options of a build are not supported; leave --security-opt out")
-	}
-	for _, limit := range []string{"memory", "memswap", "cpushares", "cpuperiod", "cpuquota"} {
-		if v := q.Get(limit); v != "" && v != "0" {
-			return nil, fmt.Errorf("the limit %s of a build is not supported; leave it out", limit)
-		}
-	}
-	if v := q.Get("cpusetcpus") + q.Get("cpusetmems"); v != "" {
-		return nil, errors.New("the limit cpuset of a build is not supported; leave it out")
-	}
-	if q.Get("cgroupparent") != "" {
-		return nil, errors.New("a control group of its own for a build is not supported; leave --cgroup-parent out")
+	on := func(name string) bool { return flagOf(q.Get(name)) }
+	if err := refuseUnsupported(q); err != nil {
+		return nil, err
 	}
 	req := &request{quiet: on("q"), remote: q.Get("remote"), session: q.Get("session"), id: q.Get("buildid")}
 	switch q.Get("version") {
