@@ -33,6 +33,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	"proa/internal/build/tarfs"
 	"proa/internal/build/unchanged"
 )
 
@@ -144,8 +145,14 @@ func (d *directory) fetch(ctx context.Context, c session.Caller) (cache.Immutabl
 				continue // it was removed meanwhile: once more, for the files
 			}
 		}
-		return d.transfer(ctx, stream, key, index, said)
+		return d.transfer(ctx, &heard{FileSync_DiffCopyClient: stream, sealed: d.isArchive(c)}, key, index, said)
 	}
+}
+
+// isArchive reports whether the files are those of an archive, whose key tells
+// their content. Named contexts of the same session are directories.
+func (d *directory) isArchive(c session.Caller) bool {
+	return strings.HasPrefix(c.SharedKey(), tarfs.KeyPrefix) && (d.id.Name == "context" || d.id.Name == "dockerfile")
 }
 
 // have are the sums of states of the directory that are in the cache.
@@ -208,7 +215,7 @@ func drain(stream grpc.ClientStream) error {
 
 // transfer brings the files: those that differ from what the client's directory
 // was like last time.
-func (d *directory) transfer(ctx context.Context, stream filesync.FileSync_DiffCopyClient, key, index string, said *moving) (_ cache.ImmutableRef, err error) {
+func (d *directory) transfer(ctx context.Context, heard *heard, key, index string, said *moving) (_ cache.ImmutableRef, err error) {
 	into, err := d.last(ctx, key)
 	if err != nil {
 		return nil, err
@@ -229,16 +236,15 @@ func (d *directory) transfer(ctx context.Context, stream filesync.FileSync_DiffC
 	if err := into.ClearValueAndIndex(directoryKey, directoryKey+":"); err != nil {
 		return nil, err
 	}
-	exact := into.GetString(exactKey) != ""
+	exact := heard.sealed || into.GetString(exactKey) != ""
 	if err := into.SetString(exactKey, "", ""); err != nil {
 		return nil, err
 	}
-	heard := &heard{FileSync_DiffCopyClient: stream}
 	sums, err := d.receive(ctx, heard, into, exact, said)
 	if err != nil {
 		return nil, err
 	}
-	if err := drain(stream); err != nil {
+	if err := drain(heard); err != nil {
 		return nil, err
 	}
 	if err := contenthash.SetCacheContext(ctx, into, sums); err != nil {
@@ -372,13 +378,13 @@ func forgetInexact(ctx context.Context, root *os.Root) error {
 // as an empty one by fsutil, and must not be taken for the real one for ever.
 type heard struct {
 	filesync.FileSync_DiffCopyClient
-	told  func(*types.Stat) error // nil, or asked about each file before anybody acts on it
-	sum   unchanged.Sum
-	left  []int64 // bytes of each file that have not come
-	ended bool    // the walk came to its end
-	short bool    // a file had other than its bytes
-	// inexact is set where the time of a file does not tell its content.
-	inexact bool
+	told    func(*types.Stat) error // nil, or asked about each file before anybody acts on it
+	sum     unchanged.Sum
+	left    []int64 // bytes of each file that have not come
+	ended   bool    // the walk came to its end
+	short   bool    // a file had other than its bytes
+	sealed  bool    // the key of the files tells their content
+	inexact bool    // the time of a file does not tell its content, and nothing else does
 }
 
 // whole reports whether all that was told of came as it was told.
@@ -395,7 +401,7 @@ func (h *heard) RecvMsg(m any) error {
 		h.ended = true
 	case p.Type == types.PACKET_STAT:
 		h.left = append(h.left, p.Stat.Size)
-		if os.FileMode(p.Stat.Mode).IsRegular() && p.Stat.Size > 0 && !exactTime(p.Stat.ModTime) {
+		if !h.sealed && os.FileMode(p.Stat.Mode).IsRegular() && p.Stat.Size > 0 && !exactTime(p.Stat.ModTime) {
 			h.inexact = true
 		}
 		if err := h.sum.Add(p.Stat); err != nil {

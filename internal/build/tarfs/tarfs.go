@@ -182,10 +182,14 @@ func Read(ctx context.Context, r io.Reader, dir string) (_ *FS, err error) {
 	return f, nil
 }
 
+// KeyPrefix begins the SharedKey of every archive: what is kept under such a key
+// has the same content whenever its metadata agrees.
+const KeyPrefix = "tar:"
+
 // SharedKey is the key under which a builder keeps the archive's files between
 // builds: two archives share it only if all their bytes are the same. Without
 // one, an archive would be compared by size and time with the files of another.
-func (f *FS) SharedKey() string { return "tar:" + f.sum }
+func (f *FS) SharedKey() string { return KeyPrefix + f.sum }
 
 // clean makes a name of an archive relative and plain; "" is the root.
 func clean(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
