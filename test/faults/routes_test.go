@@ -222,7 +222,7 @@ func testCLIProbes(t *testing.T, s *sides) {
 	s.proa.MustDocker("rmi", "localhost:5000/x/y:1", "acme/app:1")
 }
 
-// What docker info warns of where it is missing is told as the host has it.
+// The fields that docker info warns about where they are false have the values of the host.
 func testInfo(t *testing.T, s *sides) {
 	p, d := s.both(t, "GET", "/v1.41/info", "")
 	for _, key := range []string{"MemoryLimit", "SwapLimit", "CpuCfsPeriod", "CpuCfsQuota", "CPUShares", "CPUSet", "PidsLimit", "IPv4Forwarding", "CgroupVersion", "NCPU", "MemTotal", "OSType", "Architecture", "KernelVersion"} {

@@ -278,7 +278,7 @@ func testExecInput(t *testing.T, e *proatest.Engine, box string) {
 			t.Errorf("chunked %v: %q %q %v", chunked, stdout, stderr, err)
 		}
 	}
-	// Input that nobody reads costs no output.
+	// Unread input costs no output.
 	x := execOf(t, e, box, `"AttachStdin":true,"Cmd":["echo","all of it"]`)
 	w := proatest.NewWire(t, e.Socket)
 	w.Ask("POST", "/exec/"+x+"/start", `{}`, proatest.Upgrade...)
@@ -292,7 +292,7 @@ func testExecInput(t *testing.T, e *proatest.Engine, box string) {
 	sent.Wait()
 }
 
-// dockerd 20.10.24: a second start is told in the stream, but for Detach.
+// dockerd 20.10.24: the error of a second start is in the stream, except with Detach.
 func testSecondStart(t *testing.T, e *proatest.Engine, box string) {
 	x := execOf(t, e, box, `"Cmd":["true"]`)
 	startExec(t, e, "", x, `{"Detach":false}`, proatest.Upgrade...)

@@ -14,8 +14,8 @@ type Owner struct {
 	Path string `json:"path"` // of one such file, the first by its name
 }
 
-// maxOwners bounds how many of an image's owners are told apart, and with it
-// what an image of strangers can make us keep.
+// maxOwners bounds the owners that are recorded of an image, and with them the
+// size of the record that an untrusted image can cause.
 const maxOwners = 1024
 
 // ownersOf lists the owners above 65535 of a merged tree, in ascending order.
