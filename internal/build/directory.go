@@ -236,11 +236,8 @@ func (d *directory) transfer(ctx context.Context, heard *heard, key, index strin
 	if err := into.ClearValueAndIndex(directoryKey, directoryKey+":"); err != nil {
 		return nil, err
 	}
-	exact := heard.sealed || into.GetString(exactKey) != ""
-	if err := into.SetString(exactKey, "", ""); err != nil {
-		return nil, err
-	}
-	sums, err := d.receive(ctx, heard, into, exact, said)
+	was, now := into.GetString(exactKey), ""
+	sums, err := d.receive(ctx, heard, into, heard.sealed || was != "", said)
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +248,10 @@ func (d *directory) transfer(ctx context.Context, heard *heard, key, index strin
 		return nil, err
 	}
 	if !heard.inexact {
-		if err := into.SetString(exactKey, "1", ""); err != nil {
+		now = "1"
+	}
+	if now != was { // a transfer that fails leaves a record that is not found again
+		if err := into.SetString(exactKey, now, ""); err != nil {
 			return nil, err
 		}
 	}
